@@ -1,7 +1,7 @@
 """Speed and memory of conversions, as ratios to `cp -r` of the same weights, beside what others offer.
 
     python benchmarks/bench.py [--sizes 0.5,2,8] [--rounds 3] [--only TEXT] [--work FOLDER] [--json FILE]
-                               [--mergekit PROGRAM]
+                               [--mergekit PROGRAM] [--against NAME=WHERE ...]
 
 Everything is measured side by side in one run. Each command is run twice in a row per round, and the second run
 counts: the first one leaves the machine in the same state for every command (warm page cache, memory that the
@@ -13,6 +13,9 @@ libraries nor the page cache of the files it reads.
 beside `cp -r`, and as they are, beside `cp -r` and a sync. Where one side is larger than the other (DeepSpeed keeps
 float32 masters beside the model's weights), it is the larger that `cp` copies.
 `--mergekit` names the program `mergekit-yaml` of an environment of its own, since it pins what it needs.
+
+With `--against` it compares conversions with those of other versions, in turn, command by command: WHERE is a tree of the project, whose
+sources are used in this environment, or the Python of an environment in which another version is installed.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from synthetic import write_hf, write_run
 
@@ -164,8 +168,17 @@ def others(source: Path, work: Path, mergekit: str | None) -> Iterator[Command]:
         yield Command("mergekit passthrough", words, out)
 
 
-def measure(command: list[str], environment: dict[str, str]) -> tuple[float, float, int]:
-    """Wall seconds, CPU seconds (with children) and peak private bytes of a command."""
+class Spent(NamedTuple):
+    """Wall seconds, CPU seconds (with children) and peak private bytes of a command; `user` are those of the CPU outside the kernel."""
+
+    wall: float
+    cpu: float
+    private: int
+    user: float
+
+
+def measure(command: list[str], environment: dict[str, str]) -> Spent:
+    """Run a command; it must succeed."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
@@ -180,7 +193,7 @@ def measure(command: list[str], environment: dict[str, str]) -> tuple[float, flo
         if status:
             errors.seek(0)
             sys.exit(f"{command} failed:\n{errors.read().decode()}")
-    return wall, usage.ru_utime + usage.ru_stime, peak
+    return Spent(wall, usage.ru_utime + usage.ru_stime, peak, usage.ru_utime)
 
 
 def _private(pid: int) -> int:
@@ -195,7 +208,7 @@ def run(group: str, size: float, rounds: int, source: Path, work: Path, mergekit
     """Measure every command of a group beside `cp`, at one size."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(work / "compiled")  # as in an installed package, wherever the sources are
-    samples: dict[str, list[tuple[float, float, int]]] = {}
+    samples: dict[str, list[Spent]] = {}
     for _ in range(rounds):
         written = []
         for command in commands(group, source, work, mergekit):
@@ -204,9 +217,8 @@ def run(group: str, size: float, rounds: int, source: Path, work: Path, mergekit
                 sample = measure(command.words, environment)
                 if counts:
                     samples.setdefault(command.name, []).append(sample)
-                    wall, cpu, private = sample
                     print(
-                        f"  {command.name:36} wall {wall:7.2f} s   CPU {cpu:7.2f} s   private {private / 1e6:7.1f} MB",
+                        f"  {command.name:36} wall {sample.wall:7.2f} s   CPU {sample.cpu:7.2f} s   private {sample.private / 1e6:7.1f} MB",
                         flush=True,
                     )
             written.append(command.output)
@@ -219,12 +231,113 @@ def run(group: str, size: float, rounds: int, source: Path, work: Path, mergekit
             group,
             name,
             size,
-            statistics.median(wall for wall, _, _ in all_),
-            statistics.median(cpu for _, cpu, _ in all_),
-            max(private for _, _, private in all_),
+            statistics.median(one.wall for one in all_),
+            statistics.median(one.cpu for one in all_),
+            max(one.private for one in all_),
         )
         for name, all_ in samples.items()
     ]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A version of the project: the Python that runs it, and where that finds its sources if it is not where it is installed."""
+
+    name: str
+    python: str
+    sources: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, text: str) -> Side:
+        """From NAME=WHERE, a tree or a Python."""
+        name, _, where = text.partition("=")
+        place = Path(where)
+        if not place.is_dir():
+            return cls(name, where)
+        return cls(name, sys.executable, (place / "core/src", place / "page/src", *sorted(place.glob("plugins/*/src"))))
+
+    def environment(self, work: Path) -> dict[str, str]:
+        """Compiled Python is kept for each side apart."""
+        own = {"PYTHONPYCACHEPREFIX": str(work / f"compiled {self.name}")}
+        if self.sources:
+            own["PYTHONPATH"] = os.pathsep.join(map(str, self.sources))
+        return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"} | own
+
+
+@dataclass
+class Compared:
+    """A conversion at one size: what each round took, of each side and of `cp`."""
+
+    name: str
+    size: float
+    rounds: dict[str, list[Spent]]
+
+
+def compare(group: str, size: float, rounds: int, source: Path, work: Path, sides: list[Side]) -> list[Compared]:
+    """Measure a format there and back without sync, side by side: every side in each round, in turns forwards and backwards."""
+    kind = FORMATS[group]
+    output, back, copy = work / kind.output, work / "hf", work / "copy"
+    ways = {
+        f"hf to {group}": (output, [str(source), str(output), *kind.there.split(), "--no-sync"]),
+        f"{group} to hf": (back, [str(output), str(back), *kind.back.split(), "--no-sync"]),
+    }
+    found = []
+    for name, (made, words) in ways.items():
+        samples: dict[str, list[Spent]] = {}
+        for number in range(rounds):
+            for side in sides if number % 2 else sides[::-1]:
+                for counts in (False, True):
+                    _remove(made)
+                    command = [side.python, *CONVERT[1:], *words]
+                    sample = measure(command, side.environment(work))
+                    if counts:
+                        samples.setdefault(side.name, []).append(sample)
+            larger = max(source, made, key=bytes_of)
+            for counts in (False, True):
+                sample = measure(["cp", "-r", str(larger), str(copy)], dict(os.environ))
+                _remove(copy)
+                if counts:
+                    samples.setdefault(CP, []).append(sample)
+        found.append(Compared(name, size, samples))
+        for who, all_ in samples.items():
+            print(
+                f"  {name:32} {who:12} "
+                + "  ".join(f"{one.wall:.2f} ({one.cpu:.2f}, user {one.user:.2f})" for one in all_),
+                flush=True,
+            )
+    _remove(output)
+    _remove(back)
+    return found
+
+
+def compared_table(results: list[Compared], sides: list[Side]) -> str:
+    """A Markdown table: for each side its seconds and how many times those of `cp` they are, and its CPU time for each second of the first.
+
+    Seconds are medians. The last ratios are of the least of all rounds, which what else goes on changes least: of all CPU time, and of
+    that outside the kernel, which has nothing of what it takes to get memory.
+    """
+    first, *others = sides
+    lines = [
+        "| weights | conversion |"
+        + "".join(f" {side.name}: wall s, x cp | CPU s, x cp |" for side in sides)
+        + "".join(f" CPU of {side.name} / {first.name}: all, user |" for side in others),
+        "| ---: | --- |" + " ---: |" * (2 * len(sides) + len(others)),
+    ]
+    for one in results:
+        walls = {name: statistics.median(spent.wall for spent in all_) for name, all_ in one.rounds.items()}
+        cpus = {name: statistics.median(spent.cpu for spent in all_) for name, all_ in one.rounds.items()}
+        least = {name: min(spent.cpu for spent in all_) for name, all_ in one.rounds.items()}
+        users = {name: min(spent.user for spent in all_) for name, all_ in one.rounds.items()}
+        cells = [
+            f"{seconds[side.name]:.2f}, {seconds[side.name] / seconds[CP]:.2f}"
+            for side in sides
+            for seconds in (walls, cpus)
+        ]
+        cells += [
+            f"{least[side.name] / least[first.name]:.2f}, {users[side.name] / users[first.name]:.2f}" for side in others
+        ]
+        lines.append(f"| {one.size:.2f} GB | {one.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _remove(path: Path) -> None:
@@ -274,13 +387,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="0.5,2,8", help="GB of bf16 weights, separated by commas")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="groups whose name contains this: a format, threads, others")
+    parser.add_argument(
+        "--only", default="", help="groups whose name contains this, or one of these (a,b): a format, threads, others"
+    )
     parser.add_argument("--work", type=Path, help="a folder with room for five copies of the largest size")
     parser.add_argument("--json", type=Path, help="write the results here too")
     parser.add_argument("--mergekit", help="the program mergekit-yaml")
+    parser.add_argument(
+        "--against", action="append", default=[], metavar="NAME=WHERE", help="another version; may be repeated"
+    )
     arguments = parser.parse_args()
-    groups = [group for group in ("others", "threads", *FORMATS, *RUNS) if arguments.only in group]
+    sides = [Side("now", sys.executable), *map(Side.of, arguments.against)]
+    known = FORMATS if arguments.against else ("others", "threads", *FORMATS, *RUNS)
+    groups = [group for group in known if any(text in group for text in arguments.only.split(","))]
     results: list[Measured] = []
+    compared: list[Compared] = []
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         work = Path(folder)
         for size in map(float, arguments.sizes.split(",")):
@@ -291,8 +412,13 @@ def main() -> None:
                 true = (write_run(source, size) if model == RUN else write_hf(source, model, size)) / 1e9
                 for group in (group for group in groups if models[group] == model):
                     print(f"{true:.2f} GB of {model}: {group}", flush=True)
-                    results += run(group, true, arguments.rounds, source, work, arguments.mergekit)
+                    if arguments.against:
+                        compared += compare(group, true, arguments.rounds, source, work, sides)
+                    else:
+                        results += run(group, true, arguments.rounds, source, work, arguments.mergekit)
                 _remove(source)
+    if compared:
+        print(f"\n{compared_table(compared, sides)}")
     formats = [one for one in results if one.group in FORMATS or one.group in RUNS]
     if formats:
         print(f"\nformats:\n\n{formats_table(formats)}")
@@ -301,7 +427,7 @@ def main() -> None:
         if chosen:
             print(f"\n{group}:\n\n{table(chosen)}")
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+        arguments.json.write_text(json.dumps([asdict(result) for result in (*results, *compared)], indent=1) + "\n")
 
 
 if __name__ == "__main__":

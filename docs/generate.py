@@ -1,13 +1,12 @@
 """Writes the generated sections of the documentation: `python docs/generate.py`.
 
-`--check` only compares; `--console` also runs the commands in console blocks and writes what they print.
+`--check` only compares. What the commands in console blocks print is written by `python docs/console.py --write`.
 A section stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a function of `SECTIONS`, with an
 argument after a space (`file plugins/hf/README.md`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import inspect
@@ -21,11 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
-import console
 import floors
 import plots
 import sdk_names
-import warm
 
 from ckpt_core import architecture as schema
 from ckpt_core.architecture import Architecture, parameters
@@ -69,10 +66,15 @@ def rendered(text: str) -> str:
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
-    lines = [list(titles), *([str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
+    """A Markdown table. A bar in code cannot be escaped there, so alternatives are words of their own."""
+    lines = [list(titles), *([_in_cell(str(cell)) for cell in row] for row in rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _in_cell(text: str) -> str:
+    apart = re.sub(r"`[^`]*`", lambda span: span[0].replace(" | ", "` or `"), text)
+    return apart.replace("|", "\\|").replace("\n", " ")
 
 
 def matrix(text: str) -> str:
@@ -96,18 +98,27 @@ def formats() -> str:
         parallel = " ".join(f"`--{size}`" for size in info.parallel)
         able = {"read": info.reads, "write": info.writes, "write adapters": info.adapters}
         directions = ", ".join(word for word, can in able.items() if can)
-        rows.append((code(name), code(distribution), directions, parallel, info.summary.replace("*", "\\*")))
+        rows.append(
+            (
+                f"[{code(name)}](formats/{name}.md)",
+                code(distribution),
+                directions,
+                parallel,
+                info.summary.replace("*", "\\*"),
+            )
+        )
     return table(("format", "distribution", "can", "layouts", "what it is"), rows)
 
 
-def format_details() -> str:
-    """Options, families, config keys and rows of every first-party plugin."""
-    return "\n\n".join(_format_page(name) for name in ["ir", *FIRST_PARTY])
-
-
-def _format_page(name: str) -> str:
+def format_page(name: str) -> str:
+    """Options, families, config keys and rows of one plugin."""
     info = require(name).info
-    parts = [f"## {name}", f"Families: {', '.join(code(family) for family in info.families)}."]
+    summary = info.summary.replace("*", "\\*")
+    families = ", ".join(map(code, info.families))
+    listed = f"Families: {families}."
+    if len(info.families) > 24:
+        listed = f"<details markdown>\n<summary>{len(info.families)} classes</summary>\n\n{families}\n\n</details>"
+    parts = [f"{summary[0].upper()}{summary[1:]}.", listed]
     options = [
         (code(n), code(values), code(default), help_) for n, values, default, help_ in option_table(info.options)
     ]
@@ -115,12 +126,12 @@ def _format_page(name: str) -> str:
         sides = {
             option.name: {"read": "reading", "write": "writing"}.get(option.side, "both") for option in info.options
         }
-        parts += ["### Options of " + name, table(("`-o`", "values", "default", "side", "what it does"),
+        parts += ["## Options", table(("`-o`", "values", "default", "side", "what it does"),
                   [(n, values, default, sides[n.strip("`")], text) for n, values, default, text in options])]  # fmt: skip
-    families = [family for family in declared_families(require(name)) if not family.like]
-    parts += _configs(families, name)
-    parts += _choices(families, name)
-    parts += _tables(families, name)
+    kinds = [family for family in declared_families(require(name)) if not family.like]
+    parts += _configs(kinds)
+    parts += _choices(kinds)
+    parts += _tables(kinds, name)
     parts += _of_other_heads(name)
     return "\n\n".join(parts)
 
@@ -134,7 +145,7 @@ def _of_other_heads(name: str) -> list[str]:
         if family.like and family.config and isinstance(family.tables, Tables):
             rows = [one for each in family.tables for one in each.rows if one.canonical.startswith("classifier.")]
             kinds_by_head.setdefault((*rows, len(family.name) - len(_stem(family))), []).append(family)
-    parts = [f"### Other heads of {name}"] if kinds_by_head else []
+    parts = ["## Other heads"] if kinds_by_head else []
     for (*rows, _), kinds in kinds_by_head.items():
         first = kinds[0]
         base = plain[first.like].config
@@ -160,20 +171,20 @@ def _or_not(rows: Iterable[Row]) -> str:
     )
 
 
-def _configs(families: Sequence[FamilyTables], name: str) -> list[str]:
+def _configs(families: Sequence[FamilyTables]) -> list[str]:
     """The config tables of a plugin; each after the first shows where it differs from the one it was made from."""
     found = list({id(family.config): family.config for family in families if family.config is not None}.values())
-    parts = [f"### Config keys of {name}"] if found else []
+    parts = ["## Config keys"] if found else []
     for index, config in enumerate(found):
         base = max(found[:index], key=lambda other: _shared(config, other), default=None)
         if base is None or _shared(config, base) < len(base.entries) // 3:
-            parts += [f"**{config.name}**", _config_table(config.entries)]
+            parts += [f"### {config.name}", _config_table(config.entries)]
             continue
         known = {id(entry) for entry in base.entries}
         mine = {key for entry in config.entries for key in entry.keys}
         gone = sorted({key for entry in base.entries for key in entry.keys} - mine)
         said = [entry for entry in config.entries if id(entry) not in known]
-        parts += [f"**{config.name}**: as {base.name}{_without(gone)}{', and' if said else ''}"]
+        parts += [f"### {config.name}", f"As {base.name}{_without(gone)}{', and' if said else '.'}"]
         parts += [_config_table(said)] if said else []
     return parts
 
@@ -220,14 +231,14 @@ def _config_row(entry: Entry) -> tuple[str, str]:
     return ", ".join(map(code, entry.keys)), entry.words()
 
 
-def _choices(families: Sequence[FamilyTables], name: str) -> list[str]:
+def _choices(families: Sequence[FamilyTables]) -> list[str]:
     """The choices that the rows of a plugin stand under."""
     found = {one.name: one for family in families if isinstance(family.tables, Tables) for one in family.tables.choices}
     rows = []
     for one in found.values():
         default = "" if one.default is None else code(one.default)
         rows.append((code(one.name), ", ".join(map(code, one.values)), default, one.help))
-    return [f"### Choices of {name}", table(("choice", "values", "default", "what it decides"), rows)] if rows else []
+    return ["## Choices", table(("choice", "values", "default", "what it decides"), rows)] if rows else []
 
 
 def _tables(families: Sequence[FamilyTables], name: str) -> list[str]:
@@ -241,8 +252,8 @@ def _tables(families: Sequence[FamilyTables], name: str) -> list[str]:
             found.setdefault(one, family.name)
     if not found:
         lines = list(Sentences.beside(require(name).module))
-        return [f"### Tensors of {name}", _sentence_table(lines)] if lines else []
-    parts = [f"### Tensors of {name}"]
+        return ["## Tensors", _sentence_table(lines)] if lines else []
+    parts = ["## Tensors"]
     shown: list[Table] = []
     for one, label in found.items():
         below = f", below `{one.native}`" * bool(one.native) + f", for `{one.to}`" * bool(one.to)
@@ -306,17 +317,12 @@ def names() -> str:
 
 
 def families() -> str:
-    """What becomes of a model of each family in each format, by `docs/families.txt`, and why where nothing does."""
+    """How many families each format holds, by `docs/families.txt`, and why it does not hold the others."""
     recorded = _recorded()
     formats = [name for name in ["ir", *FIRST_PARTY] if any(name in found for found in recorded.values())]
-    marks = {"exact": "exact", "rewritten": "rewritten", "refused": "-"}
-    rows = [
-        (code(name), *(marks[found[format][0]] if format in found else "?" for format in formats))
-        for name, found in recorded.items()
-    ]
     counts = [
         (word, *(sum(found.get(format, ("",))[0] == word for found in recorded.values()) for format in formats))
-        for word in marks
+        for word in ("exact", "rewritten", "refused")
     ]
     whys: dict[tuple[str, str], list[str]] = {}
     for name, found in recorded.items():
@@ -329,7 +335,6 @@ def families() -> str:
     parts = [
         f"{len(recorded)} families:",
         matrix(table(("", *map(code, formats)), counts)),
-        matrix(table(("family", *map(code, formats)), rows)),
     ]
     parts += [f"Not recorded yet: {', '.join(map(code, new))}."] if new else []
     reasons = [
@@ -392,6 +397,26 @@ def heads() -> str:
     return table(
         ("class", "of", "families"), [(code(f"...{end}"), len(names), ", ".join(names)) for end, names in kinds.items()]
     )
+
+
+def proven() -> str:
+    """What is proven, in four numbers."""
+    infos = [require(name).info for name in ["ir", *FIRST_PARTY]]
+    shown = {one for name in FIRST_PARTY for line in Sentences.beside(require(name).module) for one in line.shown_by}
+    entries = tomllib.loads((ROOT / "tests/real/judged.toml").read_text())["judged"]
+    took = {
+        entry["framework"].partition(",")[0]
+        for entry in entries
+        if any(row[2].startswith("yes") for row in entry["rows"])
+    }
+    cards = [
+        (len(infos), f"formats are read, {sum(info.writes or info.adapters for info in infos)} of them written", "support.md"),
+        (len(_recorded()), "families of models, each tried in every format", "families.md"),
+        (len(shown), "checkpoints that the frameworks themselves wrote are read, and give the logits that they gave there", "proof.md"),
+        (len(took), "frameworks loaded what ckpt wrote, and computed the same", "proof.md#what-was-judged-by-the-frameworks-themselves"),
+    ]  # fmt: skip
+    lines = [f"- **{number}**\n\n    [{words}]({page})" for number, words, page in cards]
+    return '<div class="cards numbers" markdown>\n\n' + "\n\n".join(lines) + "\n\n</div>"
 
 
 def declared() -> str:
@@ -668,10 +693,12 @@ def _members(value: type) -> str:
 
 def json_documents() -> str:
     """Every document of `--json`, key by key."""
-    parts = []
+    parts = [
+        table(("document", "what"), ((f"[{code(name)}](#{name})", one["description"]) for name, one in SCHEMAS.items()))
+    ]
     for name, one in SCHEMAS.items():
         rows = [(code(key), kind, words) for key, kind, words in _keys(one)]
-        parts += [f"## {name}", one.get("description", ""), table(("key", "type", "what"), rows)]
+        parts += [f"## {name}", one["description"], table(("key", "type", "what"), rows)]
     return "\n\n".join(parts)
 
 
@@ -724,8 +751,9 @@ def notebook() -> str:
 
 SECTIONS: dict[str, Callable[..., str]] = {
     "formats": formats,
-    "format-details": format_details,
+    "format-page": format_page,
     "declared": declared,
+    "proven": proven,
     "names": names,
     "families": families,
     "features": features,
@@ -750,16 +778,13 @@ SECTIONS: dict[str, Callable[..., str]] = {
 
 def main(arguments: list[str]) -> int:
     stale = []
-    with warm.programs() if "--console" in arguments else contextlib.nullcontext() as programs:
-        for page in sorted(PAGES.rglob("*.md")):
-            text = page.read_text()
-            new = rendered(text)
-            if programs and console.normalised(run := console.executed(new, programs)) != console.normalised(new):
-                new = run
-            if new != text:
-                stale.append(str(page.relative_to(ROOT)))
-                if "--check" not in arguments:
-                    page.write_text(new)
+    for page in sorted(PAGES.rglob("*.md")):
+        text = page.read_text()
+        new = rendered(text)
+        if new != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if "--check" not in arguments:
+                page.write_text(new)
     for path, palette in plots.PLOTS.items():
         if not path.is_file() or path.read_text() != plots.compared(palette):
             stale.append(str(path.relative_to(ROOT)))

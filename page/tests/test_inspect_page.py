@@ -62,8 +62,14 @@ def page(source, tmp_path_factory):
 
 
 def survey(source, **changes) -> Survey:
-    checkpoint = replace(read_checkpoint(source), **changes)
-    return Survey(checkpoint, str(source), [])
+    return surveyed(replace(read_checkpoint(source), **changes), str(source), [])
+
+
+def surveyed(checkpoint, src: str, futures: list[Future], statistics: dict[str, Statistics] | None = None) -> Survey:
+    """A survey whose answers are given, so that no format is asked."""
+    survey = Survey(checkpoint, src, statistics)
+    vars(survey)["futures"] = futures
+    return survey
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +87,7 @@ def hostile(source):
     tensors = {HOSTILE: first, **{one.parameter.name: one for one in others}}
     held = replace(asked.checkpoint, tensors=tensors)
     bad = Statistics(5, 5, 0, 0, None, None, None, None)
-    return page_of(Survey(held, HOSTILE, [Future(HOSTILE, [HOSTILE], [])], dict.fromkeys(held.tensors, bad)))
+    return page_of(surveyed(held, HOSTILE, [Future(HOSTILE, [HOSTILE], [])], dict.fromkeys(held.tensors, bad)))
 
 
 class TestContent:
@@ -118,7 +124,7 @@ class TestContent:
             Future("good", [], [Loss("dropped", "a thing", "why")]),
             Future("bad", [f"reason {n}" for n in range(20)], []),
         ]
-        text = Parsed(page_of(replace(survey(source), futures=futures))).text
+        text = Parsed(page_of(surveyed(read_checkpoint(source), str(source), futures))).text
         assert "dropped: a thing (why)" in text
         assert all(f"reason {n}" in text for n in range(20)), "a folded reason is there too"
 

@@ -99,6 +99,11 @@ class TestConvert:
         assert "use --overwrite" in other and "--dtype bf16" in other
         assert ckpt("convert", model, converted, "--to", "toy", "--overwrite").code == 0
 
+    def test_what_is_done_needs_no_cluster(self, ckpt, model, converted):
+        """It may have ended with the job, before somebody repeats the command."""
+        again = ["--to", "toy", "--dtype", "bf16", "-o", "untie=true", "--engine", "ray", "--engine-address", "here:1"]
+        assert ckpt("convert", model.resolve(), converted, *again).code == 0
+
     def test_the_disk_is_waited_for_unless_that_is_not_wanted(self, ckpt, model, tmp_path, monkeypatch):
         synced = []
         monkeypatch.setattr("os.fsync", synced.append)
@@ -130,11 +135,11 @@ class TestInspect:
         )
         short, whole = ckpt("inspect", model), ckpt("inspect", model, "--all")
         assert short.code == whole.code == 0
-        for words in (*shown, "can become   toy", f"ckpt inspect --all {model}"):
+        for words in (*shown, f"ckpt inspect --all {model}: what it can become"):
             assert words in short.out
-        for words in (*shown, "eos: 2", "toy: yes"):
+        for words in (*shown, "eos: 2", "can become   toy: yes"):
             assert words in whole.out
-        assert "eos" not in short.out
+        assert "eos" not in short.out and "toy: yes" not in short.out
 
     def test_json(self, ckpt, model):
         body = ckpt("inspect", model, "--json").json

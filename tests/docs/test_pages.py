@@ -26,7 +26,6 @@ EXECUTED = [
     DOCS / name
     for name in ("layout-sentence.md", "intermediate-representation.md", "tasks/evaluate.md", "reference/python.md")
 ]
-CONSOLE = [page for page in PAGES if "```console" in page.read_text()]
 
 
 def name_of(page: Path) -> str:
@@ -124,12 +123,21 @@ def programs() -> Iterator[str]:
         yield folder
 
 
-@pytest.mark.parametrize("page", CONSOLE, ids=name_of)
+@pytest.mark.parametrize("page", console.PAGES, ids=name_of)
 def test_commands_print_what_is_shown(page: Path, programs: str) -> None:
     text = page.read_text()
     assert console.normalised(console.executed(text, programs)) == console.normalised(text), (
-        "stale: run python docs/generate.py --console"
+        "stale: run python docs/console.py --write"
     )
+
+
+def test_pages_show_the_memory_of_a_command_by_itself() -> None:
+    """The commands of the test above begin with what `warm` has imported; this one begins with nothing."""
+    command = "ckpt convert tests/data/golden/nanotron/main_llama_tp2_pp1_bf16/checkpoint model --to hf"
+    (alone,) = console.memories(console.executed(f"```console\n$ {command}\n```"))
+    shown = {name_of(page): console.memories(page.read_text()) for page in console.PAGES}
+    assert sum(map(len, shown.values())) > 20
+    assert {name: found for name, found in shown.items() if any(abs(one - alone) * 2 > alone for one in found)} == {}
 
 
 def test_python_blocks_parse() -> None:
@@ -137,6 +145,10 @@ def test_python_blocks_parse() -> None:
         for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
             if ">>>" not in block:
                 compile(block, name_of(page), "exec")
+
+
+def test_every_format_has_its_page() -> None:
+    assert {page.stem for page in (DOCS / "formats").glob("*.md")} == {"ir", *generate.IN_REPOSITORY}
 
 
 def test_every_page_is_in_the_navigation() -> None:

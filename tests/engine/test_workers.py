@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import pickle
+import pickletools
+import re
 import shutil
 import socket
 import sys
@@ -25,7 +28,18 @@ from typing import ClassVar
 import pytest
 
 from ckpt_core import convert, plan_conversion
-from ckpt_core.engine import cluster, dask_cluster, dispatch, executors, judging, plan, ray_cluster, software, worker
+from ckpt_core.engine import (
+    cluster,
+    dask_cluster,
+    dispatch,
+    executors,
+    judging,
+    plan,
+    ray_cluster,
+    software,
+    staging,
+    worker,
+)
 from ckpt_core.engine.run import run_plan
 from ckpt_core.engine.states import KnownStates
 from ckpt_core.errors import CkptError, FormatError, Lines, WorkerError
@@ -326,6 +340,39 @@ def test_a_source_that_changes_for_all_is_an_error_of_the_input(model: Path, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
+def test_a_source_that_changes_before_the_workers_look(model: Path, tmp_path: Path) -> None:
+    """They all say that they see another one, and are right."""
+    source = tmp_path / "hf"
+    shutil.copytree(model, source)
+
+    class Changing(Named):
+        def ask(self, worker, function, /, *arguments):
+            longer(source / "model.safetensors")
+            return super().ask(worker, function, *arguments)
+
+    with pytest.raises(FormatError, match="changed while it was being read"):
+        convert(source, tmp_path / "run", **ARGUMENTS, executor=Changing(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+def test_two_runs_at_one_destination_without_locks(
+    model: Path, tmp_path: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that keeps nobody apart the second one takes the folder over, and the first one says so."""
+    monkeypatch.setattr(staging.fcntl, "flock", raising(OSError(errno.ENOLCK, "No locks available")))
+    destination, calls = tmp_path / "run", Cluster(bad=99)
+
+    def second(_: object) -> None:
+        if not destination.exists():
+            convert(model, destination, **ARGUMENTS, workers=2, executor=Cluster(bad=99))
+
+    with pytest.raises(WorkerError, match="this run has lost its staging folder") as caught:
+        convert(model, destination, **ARGUMENTS, workers=2, executor=calls, listener=second)
+    assert "no token of a run (No such file" in caught.value.found
+    assert contents(destination) == contents(expected) and sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    convert(model, destination, **ARGUMENTS)  # repeated, it finds what is there
+
+
 # --- workers that fail ------------------------------------------------------------------------------------------------------
 
 
@@ -409,6 +456,89 @@ def test_a_process_that_fails_once_is_forgiven(model: Path, tmp_path: Path, expe
 
     convert(model, tmp_path / "run", **ARGUMENTS, workers=2, executor=Cluster(twice))
     assert contents(tmp_path / "run") == contents(expected)
+
+
+class Odd(Exception):
+    """As a plugin may have one: it can't be made again of what it says."""
+
+    def __init__(self, layer: int, why: str) -> None:
+        super().__init__(f"layer {layer}: {why}")
+
+
+@pytest.mark.parametrize("error", [Odd(3, "no such axis"), FormatError("no such axis", found="layer 3")])
+def test_what_the_code_itself_does_not_do_is_said_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """As it is without workers, none of which is to blame."""
+    for module in (worker, judging):
+        monkeypatch.setattr(module, "run_transfer", raising(error))
+    executor, said = Named(3), Remarks()
+    with pytest.raises(type(error)) as caught:
+        convert(model, tmp_path / "run", **ARGUMENTS, workers=1, executor=executor, listener=said)
+    assert caught.value is error and not said.remarks and len(executor.tasks) <= 2
+
+
+def test_an_error_that_can_not_be_sent_is_told_by_what_it_says(model: Path, tmp_path: Path) -> None:
+    elsewhere = patched(worker, "run_transfer", raising(Odd(3, "no such axis")))
+    error = refused(model, tmp_path / "run", Cluster(elsewhere))
+    assert error.problem == "a worker failed" and "Odd: layer 3: no such axis, on " in error.found
+
+
+def test_a_task_needs_no_plugin(model: Path, tmp_path: Path) -> None:
+    """Workers that have other ones, or none, carry it out all the same."""
+    for name, options in (
+        ("nanotron", {}),
+        ("megatron", {"container": "torch_dist"}),
+        ("nemo", {}),
+        ("gguf", {"tokenizer": "none"}),
+    ):
+        transfers = plan_conversion(model, tmp_path / "run", to=name, options=options).transfers
+        strings = {text for one in transfers for _, text, _ in pickletools.genops(pickle.dumps(one))}
+        modules = {text for text in strings if isinstance(text, str) and re.fullmatch(r"ckpt_\w+(\.\w+)*", text)}
+        assert modules and all(module.startswith("ckpt_core.") for module in modules)
+
+
+# --- those that join late ---------------------------------------------------------------------------------------------------
+
+
+class Growing(Named):
+    """A cluster of one worker, which others join soon after; processes of theirs have more threads."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.asked: list[str] = []
+
+    @property
+    def threads(self):
+        return 4 if len(self.names) > 1 else 1
+
+    def ask(self, worker, function, /, *arguments):
+        self.asked.append(worker)
+        return super().ask(worker, function, *arguments)
+
+    def submit(self, function, /, *arguments, **named):
+        if len(self.tasks) == 2:
+            self.names = ["w0", "w1", "w2"]
+        return super().submit(function, *arguments)
+
+
+@pytest.mark.parametrize("workers", [None, 1], ids=["all", "one"])
+def test_a_worker_that_joins_late_is_used(
+    model: Path, tmp_path: Path, expected: Path, monkeypatch: pytest.MonkeyPatch, workers: int | None
+) -> None:
+    """As where a batch system starts the workers one by one. Their memory is shared by more transfers then."""
+    monkeypatch.setattr(dispatch, "_MUSTER", 0)
+    executor, given = Growing(), []
+    convert(
+        model, tmp_path / "run", **ARGUMENTS, workers=workers, executor=executor,
+        listener=lambda _: given.append(len(executor.tasks)),
+    )  # fmt: skip
+    assert contents(tmp_path / "run") == contents(expected)
+    assert executor.asked == ["w0", "w1", "w2"] and {*executor.tasks} == {"w0", "w1", "w2"}
+    at_once = [after - before for before, after in itertools.pairwise([0, *sorted({*given})])]
+    assert at_once[0] == 2 and at_once[2] == (2 if workers else 6)
+    chunks = [pickle.loads(arguments[-1]).transfer.chunk for arguments in executor.arguments]
+    assert len({*chunks[:3]}) == 1 and {*chunks[4:]} == {chunks[0] // 4}
 
 
 # --- one of many ------------------------------------------------------------------------------------------------------------
@@ -667,6 +797,7 @@ class Head:
 
 def test_a_ray_that_lost_its_head_answers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "_BEAT", 0.02)
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(nodes=list))
     head = Head()
     executor = ray_cluster.RayCluster(lambda _: head)
     with executor.watching(head.address):
@@ -687,6 +818,38 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
     with pytest.raises(CkptError, match=f"{engine} cluster does not answer") as caught, nobody:
         pass
     assert caught.value.expected == address
+
+
+@pytest.mark.parametrize(
+    ("engine", "says", "good"),
+    [
+        ("dask", b":\0\0\0\0\0\0\0\1\0", True),
+        ("ray", b"\0\0\x18\4\0\0\0\0\0", True),
+        ("ray", b":\0\0\0\0\0\0\0\1\0", False),
+        ("dask", b"\0\0\x18\4\0\0\0\0\0", False),
+        ("dask", b"SSH-2.0-OpenSSH", False),
+        ("dask", b"", False),  # the dashboard, which waits for a question
+    ],
+)
+def test_what_listens_there_is_a_cluster(monkeypatch: pytest.MonkeyPatch, engine: str, says: bytes, good: bool) -> None:
+    """Dask would read the answer of a dashboard as the size of what comes, and Ray wait for it for two minutes."""
+    monkeypatch.setattr(ray_cluster, "_BUSY", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for _ in range(2):  # whether anyone listens is asked before
+                connection, _ = server.accept()
+                connection.sendall(says)
+                held.append(connection)
+
+        held: list[socket.socket] = []
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with nullcontext() if good else pytest.raises(ConnectionError, match="what listens there is no"):
+            executors._check_listens(engine, f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+        for connection in held:
+            connection.close()
 
 
 class Client:

@@ -17,8 +17,8 @@ from ckpt_core.storage.bytes.files import pread_into, pwrite_all
 from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
 from ckpt_core.tensors.assembly import Shard, flat_tile, tiles_exactly
-from ckpt_core.tensors.boxes import boxes, stored_view, tile_view, within
-from ckpt_core.tensors.strided import read_box, write_box
+from ckpt_core.tensors.boxes import boxes, loops_of, tile_view
+from ckpt_core.tensors.strided import read_box, runs
 from ckpt_tests.packing import points
 
 
@@ -105,7 +105,7 @@ def test_a_tile_view_shows_the_tile_inside_a_box(tile: Tile, data: st.DataObject
 
 
 @given(tiles(), st.data())
-def test_a_stored_view_has_the_elements_of_a_tile_in_the_order_of_the_file(tile: Tile, data: st.DataObject) -> None:
+def test_loops_have_the_elements_of_a_tile_in_the_order_of_the_file(tile: Tile, data: st.DataObject) -> None:
     shape = [1 + max(canonical[axis] for canonical, _ in points(tile)) for axis in range(len(tile.canonical_base))]
     whole = np.arange(math.prod(shape)).reshape(shape)
     box = tuple(sorted((data.draw(st.integers(0, size)), data.draw(st.integers(0, size)))) for size in shape)
@@ -114,11 +114,11 @@ def test_a_stored_view_has_the_elements_of_a_tile_in_the_order_of_the_file(tile:
     reach = [1 + max(native[dim] for _, native in points(tile)) for dim in range(len(tile.native_base))]
     flat = flat_tile(tile, contiguous_strides(tuple(reach)))
     seen = {}
-    for part in within(flat, box):
-        view, strides = stored_view(inside, part, box)
-        assert list(strides) == sorted(strides, reverse=True)
+    for loops in loops_of(flat, box):
+        view = loops.view(inside)
+        assert list(loops.strides) == sorted(loops.strides, reverse=True)
         for index in np.ndindex(*view.shape):
-            place = part.native_base[0] + sum(i * step for i, step in zip(index, strides, strict=True))
+            place = loops.offset + sum(i * step for i, step in zip(index, loops.strides, strict=True))
             assert place not in seen
             seen[place] = view[index]
     covered = [all(low <= i < high for i, (low, high) in zip(place, box, strict=True)) for place, _ in points(flat)]
@@ -187,8 +187,10 @@ def test_read_box_is_a_numpy_view(dtype: str, where: tuple, turned: bool) -> Non
 @pytest.mark.parametrize("dtype", ["<u2", "<f4"])
 @settings(max_examples=150)
 @given(where=strided(), turned=st.booleans())
-def test_write_box_is_a_numpy_view(dtype: str, where: tuple, turned: bool) -> None:
+def test_runs_are_those_of_a_numpy_view(dtype: str, where: tuple, turned: bool) -> None:
     sizes, strides, offset = where
+    loops = sorted(zip(sizes, strides, strict=True), key=lambda loop: -loop[1])  # the slowest first
+    sizes, strides = [size for size, _ in loops], [step for _, step in loops]
     reach = 1 + sum((size - 1) * step for size, step in zip(sizes, strides, strict=True) if size) + offset
     before = np.full(reach, 7, dtype)
     item = before.itemsize
@@ -198,9 +200,9 @@ def test_write_box_is_a_numpy_view(dtype: str, where: tuple, turned: bool) -> No
     with tempfile.TemporaryFile() as file:
         file.write(before.tobytes())
         file.flush()
-        write_box(
-            partial(pwrite_all, file.fileno()), offset * item, strides, np.array(values, order="F" if turned else "C")
-        )
+        turned_or_not = np.array(values, order="F" if turned else "C")
+        for view, start in runs(turned_or_not, strides, offset * item):
+            pwrite_all(file.fileno(), view, start)
         file.seek(0)
         after = np.frombuffer(file.read(), dtype)
     np.testing.assert_array_equal(after, expected)

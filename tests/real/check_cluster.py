@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import errno
+import fcntl
 import filecmp
+import gzip
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -31,16 +36,36 @@ from safetensors.numpy import save_file
 
 import ckpt_core
 
-# A worker whose writes take time, so that there is a middle to be disturbed in, or fail.
+# A worker whose writes take time, so that there is a middle to be disturbed in, or fail, or leave a trace; one that is killed when it
+# has done a task and not yet said so (the secret in its mark has 33 bytes); and a command that is killed at its last rename.
 SITE = """
-import errno, os, time
-pwrite = os.pwrite
-def other(*arguments):
-    time.sleep(float(os.environ.get("SLOW", 0)))
-    if os.environ.get("BROKEN"):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+import errno, os, signal, time
+pwrite, write, rename, said = os.pwrite, os.write, os.rename, os.environ.get
+def other_pwrite(*arguments):
+    time.sleep(float(said("SLOW", 0)))
+    if said("FAILS"):
+        raise OSError(getattr(errno, said("FAILS")), os.strerror(getattr(errno, said("FAILS"))))
+    if said("TRACE"):
+        open(said("TRACE"), "w").close()
     return pwrite(*arguments)
-os.pwrite = other
+def other_write(descriptor, data):
+    count = write(descriptor, data)
+    if said("DIES_ONCE") and len(data) == 33 and not os.path.exists(said("DIES_ONCE")):
+        open(said("DIES_ONCE"), "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return count
+def other_rename(old, new):
+    for moment in ("before", "after"):
+        if said("DIES_AT_RENAME") == moment and old.endswith("/out"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if moment == "before":
+            rename(old, new)
+os.pwrite, os.write, os.rename = other_pwrite, other_write, other_rename
+"""
+SRUN = """#!/bin/bash
+trap 'kill $(jobs -p)' TERM
+for node in 1 2 3; do "$@" & sleep 5; done
+wait
 """
 PAIRS: dict[str, tuple[str, list[str]]] = {  # name -> what is read, and how it is written
     "hf-megatron": ("hf", ["megatron", "--tp", "2", "-o", "container=torch"]),
@@ -104,11 +129,29 @@ def loopback() -> int:
     return int(next(line for line in Path("/proc/net/dev").read_text().splitlines() if "lo:" in line).split()[1])
 
 
+def peak_memory(process: int) -> float:
+    """The most that a process had resident so far, in MB; 0 if it is gone."""
+    try:
+        return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1]) / 1e3
+    except (OSError, TypeError):
+        return 0.0
+
+
+def alone_on_loopback() -> bool:
+    """Move this process to a network of its own, which has a loopback, so that nobody else's bytes are counted; whether that is allowed."""
+    new_network, set_flags, up_and_running = 0x40000000, 0x8914, 0x41
+    if ctypes.CDLL(None).unshare(new_network):
+        return False
+    with socket.socket() as asked:
+        fcntl.ioctl(asked, set_flags, struct.pack("16sH14x", b"lo", up_and_running))
+    return True
+
+
 class Check:
     """Conversions on clusters of one engine, and what they must give."""
 
-    def __init__(self, work: Path, engine: str) -> None:
-        self.work, self.engine = work, engine
+    def __init__(self, work: Path, engine: str, alone: bool = False) -> None:
+        self.work, self.engine, self.alone = work, engine, alone
         self.share, self.local = work / "share", work / "local"  # what all workers see, and what one process writes
         self.out, self.staging = self.share / "out", self.share / "out.ckpt-partial"
         self.source = work / "hf"
@@ -130,9 +173,15 @@ class Check:
         )
         return [str(part) for part in (*program, *engine)]
 
-    def begin(self, address: str | None = None) -> subprocess.Popen:
-        command = self.command(self.source, self.out, PAIRS["hf-megatron"][1], address)
-        calm = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    def begin(
+        self,
+        address: str | None = None,
+        source: Path | None = None,
+        options: list[str] | None = None,
+        **environment: str,
+    ) -> subprocess.Popen:
+        command = self.command(source or self.source, self.out, options or PAIRS["hf-megatron"][1], address)
+        calm = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **environment}
         return subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True, env=calm
         )
@@ -158,11 +207,14 @@ class Check:
         while self.done() < count and process.poll() is None:
             time.sleep(0.02)
 
-    @contextlib.contextmanager
-    def cluster(self, *workers: Worker) -> Iterator[Running]:
+    def clear(self) -> None:
         for path in (self.out, self.staging):
             shutil.rmtree(path, ignore_errors=True)
         self.share.mkdir(exist_ok=True)
+
+    @contextlib.contextmanager
+    def cluster(self, *workers: Worker) -> Iterator[Running]:
+        self.clear()
         with CLUSTERS[self.engine](self.work, workers) as running:
             yield running
 
@@ -245,7 +297,12 @@ class Check:
             moved = (loopback() - before) / 1e6
         total = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file()) / 1e6
         self.report(
-            "none", code == 0 and moved < 10, f"{moved:.1f} MB over loopback for {total:.0f} MB", code, error, seconds
+            "none",
+            code == 0 and (moved < 10 or not self.alone),
+            f"{moved:.1f} MB over loopback for {total:.0f} MB",
+            code,
+            error,
+            seconds,
         )
 
     def progress(self) -> None:
@@ -261,12 +318,129 @@ class Check:
             os.kill(running.busy(), signal.SIGKILL)
             self.finished("a worker is killed", process)
 
+    def worker_killed_before_it_reports(self) -> None:
+        dying = self.worker(DIES_ONCE=str(self.work / f"{self.engine}-died"))
+        with self.cluster(*[dying] * 3) as running:
+            self.finished("a worker is killed when a task is done and not reported", self.begin(running.address))
+        if not (self.work / f"{self.engine}-died").exists():
+            self.failed.append("no worker was killed before it reported")
+
     def worker_fails(self) -> None:
-        with self.cluster(self.worker(BROKEN="1"), self.slow, self.slow) as running:
+        for fault, number in (("a worker's disk fails", errno.EIO), ("a worker's disk is full", errno.ENOSPC)):
+            bad = self.worker(FAILS=errno.errorcode[number])
+            with self.cluster(bad, self.slow, self.slow) as running:
+                process = self.begin(running.address)
+                self.finished(fault, process, "it is left out", os.strerror(number), what="its tasks go elsewhere, ")
+
+    def all_disks_full(self) -> None:
+        """What one worker wrote before is kept."""
+        full = self.worker(FAILS="ENOSPC")
+        with self.cluster(self.slow) as running:
             process = self.begin(running.address)
-            self.finished(
-                "a worker's disk fails", process, "it is left out", os.strerror(5), what="its tasks go elsewhere, "
-            )
+            self.until_done(2, process)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        with CLUSTERS[self.engine](self.work, [full] * 2) as running:
+            said = (os.strerror(errno.ENOSPC), socket.gethostname(), "repeat the same command")
+            self.refused("every worker's disk is full", self.begin(running.address), *said)
+
+    def joins_late(self) -> None:
+        traces = [self.work / f"{self.engine}-trace-{number}" for number in range(3)]
+        workers = [self.worker(SLOW="0.3", TRACE=str(trace)) for trace in traces]
+        with self.cluster(workers[0]) as running:
+            process = self.begin(running.address)
+            self.until_done(1, process)
+            for worker in workers[1:]:
+                running.join(worker)
+            self.finished("workers join late", process, what=f"{len(traces)} at work, ")
+        if missing := [trace.name for trace in traces if not trace.exists()]:
+            self.failed.append(f"workers that joined late did nothing: {missing}")
+
+    def two_commands(self) -> None:
+        with self.cluster(*[self.slow] * 3) as running:
+            first = self.begin(running.address)
+            self.until_done(2, first)
+            code, error, seconds = self.end(self.begin(running.address))
+            good = code == 1 and "another conversion is writing to this destination" in error and first.poll() is None
+            self.report("a second command at the same destination", good, "refused", code, error, seconds)
+            self.finished("the first command meanwhile", first)
+
+    def killed_publishing(self) -> None:
+        site = str(self.work / "site")
+        for moment in ("before", "after"):
+            with self.cluster(*[Worker()] * 3) as running:
+                process = self.begin(running.address, PYTHONPATH=site, DIES_AT_RENAME=moment)
+                process.communicate()
+                whole = self.out.exists() and not differing(self.out, self.local / "hf-megatron")
+                if process.returncode != -signal.SIGKILL or whole != (moment == "after"):
+                    self.failed.append(f"the command was not killed {moment} its last rename")
+                if moment == "before":
+                    self.finished("the command is killed before its last rename", self.begin(running.address))
+            if moment == "after":  # the cluster ended with the job
+                again = self.begin(running.address)
+                self.finished("the command is killed after its last rename, and the cluster ends", again)
+                if self.staging.exists():
+                    self.failed.append("the staging folder is left")
+
+    def source_changes(self) -> None:
+        source = self.work / "changing"
+        shutil.rmtree(source, ignore_errors=True)
+        shutil.copytree(self.source, source)
+        with self.cluster(*[self.slow] * 3) as running:
+            process = self.begin(running.address, source)
+            self.until_done(3, process)
+            os.utime(source / "model-00002-of-00004.safetensors")
+            code, error, seconds = self.end(process)
+            good = code == 1 and "changed while it was being read" in error and "model-00002" in error
+            good = good and not self.out.exists() and not self.staging.exists() and len(error.splitlines()) <= 6
+            self.report("a source file changes", good, "one error, nothing is left", code, error, seconds)
+
+    def batch_job(self) -> None:
+        """The script of the documentation, as it is there; `srun` starts its command three times, on this machine."""
+        page = Path(__file__).parents[2] / "docs" / "tasks" / "cluster.md"
+        scripts = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", page.read_text(), re.DOTALL)
+        (script,) = (one for one in scripts if f"--engine {self.engine}" in one)
+        programs, source = self.work / "programs", self.local / "hf-megatron"
+        programs.mkdir(exist_ok=True)
+        for name, text in {"job": script, "hostname": "#!/bin/sh\necho 127.0.0.1\n", "srun": SRUN}.items():
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+        self.clear()
+        environment = {
+            **os.environ, "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "SRC": str(source), "DST": str(self.out), "SLURM_CPUS_PER_TASK": "1", "TMPDIR": str(self.work),
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120", "RAY_agent_register_timeout_ms": "120000",
+        }  # fmt: skip
+        job = subprocess.Popen(
+            [programs / "job"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )  # fmt: skip
+        try:
+            code, error, seconds = self.end(job)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+        verify = [sys.executable, "-m", "ckpt_core", "verify", str(source), str(self.out)]
+        good = code == 0 and subprocess.run(verify, capture_output=True, check=False).returncode == 0
+        said = "\n".join(line for line in error.splitlines() if line.startswith(("error", " ")))[:1000]
+        self.report("the batch job of the documentation", good, "verified", code, said, seconds)
+
+    def inflated(self) -> None:
+        """A tar in gzip, which each process inflates once for itself."""
+        source, wanted = self.work / "packed.nemo", self.local / "nemo-hf"
+        with open(self.local / "hf-nemo", "rb") as tar, gzip.open(source, "wb", 1) as packed:
+            shutil.copyfileobj(tar, packed)
+        with self.cluster(*[Worker()] * 3) as running:
+            process = self.begin(running.address, source, PAIRS["nemo-hf"][1])
+            memory = 0.0
+            while process.poll() is None:
+                memory = max(memory, *map(peak_memory, running.inside()))
+                time.sleep(0.2)
+            code, error, seconds = self.end(process)
+        unlike = (
+            [name for name in differing(self.out, wanted) if name.endswith(".safetensors")] if code == 0 else [error]
+        )
+        what = f"{'identical' if not unlike else f'NOT identical: {unlike[:3]}'}, {memory:.0f} MB in a worker at most"
+        self.report("a source in a tar.gz", not unlike, what, code, error, seconds)
 
     def worker_stands_still(self) -> None:
         with self.cluster(*[self.slow] * 3) as running:
@@ -309,11 +483,16 @@ class Check:
             self.refused("the scheduler or head is killed", process, "the cluster went away", "repeat the same command")
 
     def no_cluster(self) -> None:
-        self.share.mkdir(exist_ok=True)
+        self.clear()
         process = self.begin(f"{'tcp://' * (self.engine == 'dask')}127.0.0.1:{free_port()}")
         code, error, seconds = self.end(process)
         good = code == 1 and "does not answer" in error and seconds < 60
         self.report("there is no cluster", good, "one error", code, error, seconds)
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            process = self.begin(f"127.0.0.1:{other.getsockname()[1]}")
+            code, error, seconds = self.end(process)
+        good = code == 1 and "what listens there is no" in error and len(error.splitlines()) <= 6
+        self.report("something else listens there", good, "one error", code, error, seconds)
 
     def other_version(self) -> None:
         other = self.work / "other"
@@ -347,11 +526,14 @@ class Check:
                 said = ("it is left out", str(self.staging), socket.gethostname())
                 self.finished(fault, self.begin(running.address), *said, what="it is left out, ")
 
-    def run(self, only: list[str]) -> list[str]:
+    def run(self, only: set[str]) -> list[str]:
         cases = {"pairs": self.pairs}
         if self.engine in CLUSTERS:
             mounting = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
-            names = "traffic progress worker_killed worker_fails worker_stands_still all_stand_still driver_killed head_lost no_cluster other_version"
+            names = (
+                "traffic progress joins_late two_commands worker_killed worker_killed_before_it_reports worker_fails all_disks_full worker_stands_still "
+                "all_stand_still driver_killed killed_publishing head_lost no_cluster other_version source_changes inflated batch_job"
+            )
             cases |= {name: getattr(self, name) for name in names.split()}
             if mounting:  # as root
                 cases |= {"other_file_system": self.other_file_system, "one_of_many": self.one_of_many}
@@ -368,7 +550,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path)
     asked = parser.parse_args()
     engines = [word for word in asked.words if word in ("processes", *CLUSTERS)] or ["processes", *CLUSTERS]
-    only = [word for word in asked.words if word not in engines]
+    only = {word for word in asked.words if word not in engines}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
+    alone = alone_on_loopback()
     with tempfile.TemporaryDirectory(prefix="ckpt-cluster-", dir=asked.work) as folder:
         work = Path(folder)
         for name in ("share", "local"):
@@ -376,11 +560,11 @@ def main() -> int:
         build(work / "hf", asked.gigabytes)
         local = Check(work, "local")
         for name, (source, options) in PAIRS.items():
-            if not only or "pairs" in only or name == "hf-megatron":
+            if not only or only & {"pairs", "inflated"} or name == "hf-megatron":
                 read = work / "hf" if source == "hf" else work / "local" / source
                 if wrong := local._pair(name, read, options, None):
                     sys.exit(f"{name}: {wrong}")
-        checks = [Check(work, engine) for engine in engines]
+        checks = [Check(work, engine, alone) for engine in engines]
         failed = [check.run(only) for check in checks]
     print(*(row for check in checks for row in check.rows), sep="\n")
     return int(any(failed))

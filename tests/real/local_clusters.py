@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -29,11 +30,19 @@ class Running:
     address: str
     head: subprocess.Popen
     workers: list[subprocess.Popen]
+    start: Callable[[Worker], subprocess.Popen]
+
+    def join(self, worker: Worker) -> None:
+        """Start one more worker."""
+        self.workers.append(self.start(worker))
+
+    def inside(self) -> list[int]:
+        """The processes of all workers."""
+        return [pid for worker in self.workers for pid in (worker.pid, *_children(worker.pid))]
 
     def busy(self) -> int:
         """A process that carries out tasks."""
-        inside = [pid for worker in self.workers for pid in (worker.pid, *_children(worker.pid))]
-        tasks = [pid for pid in inside if b"ray::" in _command(pid) and b"IDLE" not in _command(pid)]
+        tasks = [pid for pid in self.inside() if b"ray::" in _command(pid) and b"IDLE" not in _command(pid)]
         return tasks[0] if tasks else self.workers[0].pid
 
 
@@ -70,16 +79,19 @@ def dask(work: Path, workers: Sequence[Worker]) -> Iterator[Running]:
     with Processes() as processes:
         scheduler = (sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--no-dashboard")
         head = processes.start(work / "head.log", Worker(), *scheduler, "--port", port)
-        started = [
-            processes.start(
-                work / f"worker{number}.log", worker, sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", 1,
-                "--no-nanny", "--no-dashboard", "--local-directory", work / f"worker{number}",
-            )
-            for number, worker in enumerate(workers)
-        ]  # fmt: skip
+        numbers = itertools.count()
+
+        def started(worker: Worker) -> subprocess.Popen:
+            name = f"worker{next(numbers)}"
+            return processes.start(
+                work / f"{name}.log", worker, sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", 1,
+                "--no-nanny", "--no-dashboard", "--local-directory", work / name,
+            )  # fmt: skip
+
+        there = [started(worker) for worker in workers]
         with Client(address, timeout=60) as client:
             client.wait_for_workers(len(workers), timeout=120)
-        yield Running(address, head, started)
+        yield Running(address, head, there, started)
 
 
 READY = """
@@ -96,7 +108,9 @@ SOCKETS = Path("/tmp/ray/session_latest/sockets")
 @contextlib.contextmanager
 def ray(work: Path, workers: Sequence[Worker]) -> Iterator[Running]:
     """A head without processors, and a node of one for each worker."""
-    calm = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
+    calm = {
+        "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120", "RAY_agent_register_timeout_ms": "120000",
+    }  # fmt: skip
     start = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", "127.0.0.1")
     small = ("--object-store-memory", "100000000")
     for _ in range(4):  # on a busy machine Ray gives up while it starts
@@ -106,19 +120,28 @@ def ray(work: Path, workers: Sequence[Worker]) -> Iterator[Running]:
             first = ("--head", "--port", port, "--num-cpus", 0, "--include-dashboard", "false")
             SOCKETS.parent.unlink(missing_ok=True)  # of an earlier session
             head = processes.start(work / "head.log", Worker(calm), *start, *small, *first)
-            started: list[subprocess.Popen] = []
-            for number, worker in enumerate(workers):
+            numbers = itertools.count()
+
+            def started(
+                worker: Worker,
+                address: str = address,
+                processes: Processes = processes,
+                numbers: Iterator[int] = numbers,
+            ) -> subprocess.Popen:
                 # Two that start at once take the same name for their sockets, and one dies of it.
-                _until(lambda number=number: len(list(SOCKETS.glob("raylet*"))) > number)
+                number = next(numbers)
+                _until(lambda: len(list(SOCKETS.glob("raylet*"))) > number)
                 environment = {**calm, **worker.environment}
                 node = (*start, *small, "--address", address, "--num-cpus", 1)
-                started.append(processes.start(work / f"worker{number}.log", Worker(environment, worker.prefix), *node))
+                return processes.start(work / f"worker{number}.log", Worker(environment, worker.prefix), *node)
+
+            there = [started(worker) for worker in workers]
             command = [sys.executable, "-c", READY, address, str(len(workers))]
             try:
                 subprocess.run(command, capture_output=True, check=True, timeout=150, env={**os.environ, **calm})
             except subprocess.SubprocessError:
                 continue
-            yield Running(address, head, started)
+            yield Running(address, head, there, started)
             return
     sys.exit("no cluster of Ray starts here")
 

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.api import config_architecture, read_checkpoint
+from ckpt_core.architecture.examples import example_architectures
 from ckpt_core.errors import CkptError
 from ckpt_core.reference import Inputs, forward
 from ckpt_core.testing import example, write_ir
 from ckpt_hf import load_model
-from ckpt_hf.config import FAMILIES
-from ckpt_hf.heads import SCORED
+from ckpt_hf.config import FAMILIES, classes_with_head_of
+from ckpt_hf.heads import SCORED, is_language_model
 from ckpt_hf.model import logits
 from ckpt_tests.families import CASES
 from ckpt_tests.folders import assert_same_bits
@@ -51,6 +52,17 @@ def test_every_class_of_a_decoder_that_transformers_has_is_read() -> None:
                 if kind is not None and kind.config_class.model_type == family.model_type:
                     there.add((family.model_type, name))
     assert said == there - OF_ANOTHER_KIND.keys() and there > OF_ANOTHER_KIND.keys()
+
+
+def test_the_classes_of_a_language_model_are_those_without_another_head() -> None:
+    """So that those before the first that holds it are looked at, and no others: none of all heads is on such a model."""
+    models = [model for model in example_architectures().values() if is_language_model(model)]
+    heads = [head for family in FAMILIES for head in (family.head, *family.heads) if head is not None]
+    assert len(models) > 5 and not [head.ending for head in heads for model in models if head.holds(model)]
+    plain = [family for family in FAMILIES if family.head is None]
+    for first in ("", "qwen3", "t5"):
+        ordered = sorted(plain, key=lambda family: family.model_type != first)
+        assert list(classes_with_head_of(models[0], first)) == ordered
 
 
 @pytest.mark.parametrize(

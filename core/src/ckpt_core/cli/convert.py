@@ -223,7 +223,9 @@ def _run(
     from ckpt_core.engine.run import run_plan
 
     staging = staging_at(dst, plan, spool=spool)
-    if overwrite or not staging.is_published():
+    if not overwrite and staging.is_published():
+        engine, address = "local", None  # there is nothing left to do for a cluster, which may be gone
+    else:
         check_destination(plan, dst, overwrite)  # before a cluster is started for nothing
     try:
         # the workers of a cluster take seconds to start

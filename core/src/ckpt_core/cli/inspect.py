@@ -15,7 +15,7 @@ from ckpt_core.cli.names import FormatCommand
 from ckpt_core.cli.options import reading
 from ckpt_core.cli.output import Page, count_text, emit_json, paint, shortened, table
 from ckpt_core.cli.progress import announced, progress
-from ckpt_core.cli.survey import Future, Survey, not_finite_text, possible_targets
+from ckpt_core.cli.survey import Future, Survey, not_finite_text
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import size_text
 from ckpt_core.text import plural
@@ -26,16 +26,19 @@ if TYPE_CHECKING:
     from ckpt_core.verify.statistics import Statistics
 
 
-@click.command(cls=FormatCommand, short_help="Say what a checkpoint is and what it can become.")
+@click.command(cls=FormatCommand, short_help="Say what a checkpoint is, and what it can become.")
 @click.argument("src")
 @reading
 @click.option("--stats", is_flag=True, help="Read every tensor: norm, mean, min, max, zeros, NaNs and infinities.")
 @click.option(
-    "--all", "whole", is_flag=True, help="All of it: evidence, notes, ledger, and what each format loses or refuses."
+    "--all",
+    "whole",
+    is_flag=True,
+    help="All of it: evidence, notes, ledger, and what it can become: what each format loses or refuses.",
 )
 @click.option("--html", metavar="FILE", help="Write it all to a page too, to be opened in a browser; FILE is replaced.")
 def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | None, **asked: Any) -> None:
-    """Say what SRC is: format, layout, architecture, parameters, dtypes, what is lost, and which formats can hold it.
+    """Say what SRC is: format, layout, architecture, parameters, dtypes, and what is lost; with --all, which formats can hold it.
 
     Only headers are read, so this takes no time for a model of any size; with --stats all of it is read, once.
     """
@@ -57,8 +60,10 @@ def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | No
 
         with progress("reading") as listener:
             statistics = statistics_of(checkpoint, listener=listener)
-    with announced("asking every format"):
-        survey = Survey(checkpoint, src, possible_targets(checkpoint), statistics)
+    survey = Survey(checkpoint, src, statistics)
+    if whole or as_json or html is not None:
+        with announced("asking every format"):
+            _ = survey.futures
     if html is not None:
         page.write_page_file(html, page.page_of(survey))
     if as_json:
@@ -175,15 +180,11 @@ def show(survey: Survey, *, whole: bool) -> None:
     else:
         page.say("sidecars", *_in_short(sorted(checkpoint.sidecars)))
     page.say("losses", *map(str, checkpoint.all_losses))
-    page.say("launch", *launch_lines(survey.launch, survey.src))
     if whole:
+        page.say("launch", *launch_lines(survey.launch, survey.src))
         page.say("can become", *(line for one in survey.futures for line in _future_lines(one)))
     else:
-        page.say("can become", *_in_short([one.format for one in survey.futures if one.possible]))
-        page.say("cannot", *_in_short([one.format for one in survey.futures if not one.possible]))
-        page.say(
-            "more", f"ckpt inspect --all {shlex.quote(survey.src)}: notes, ledger, what each format loses or refuses"
-        )
+        page.say("more", *_more(checkpoint.format, shlex.quote(survey.src)))
     if survey.statistics is not None:
         page.say("values", *statistics_lines(survey.statistics))
         bad = [paint(f"{name}: {not_finite_text(found)}", "red") for name, found in survey.not_finite.items()]
@@ -212,6 +213,17 @@ def _training_lines(state: Training) -> list[str]:
             for group in state.groups
         ),
         *frozen,
+    ]
+
+
+def _more(format: str, path: str) -> list[str]:
+    """The commands that say what is not shown."""
+    from ckpt_core.plugins.discovery import require
+
+    trained = require(format).hooks.ckpt_launch.get_hookimpls()
+    return [
+        f"ckpt inspect --all {path}: what it can become, notes, ledger",
+        *([f"ckpt launch {path}: how its framework starts with it"] if trained else []),
     ]
 
 

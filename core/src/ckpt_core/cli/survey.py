@@ -41,12 +41,16 @@ class Future:
 
 @dataclass(frozen=True)
 class Survey:
-    """A checkpoint, what it was opened as, what it can become, and with `--stats` the statistics of its tensors."""
+    """A checkpoint, what it was opened as, and with `--stats` the statistics of its tensors."""
 
     checkpoint: Checkpoint
     src: str
-    futures: list[Future]
     statistics: dict[str, Statistics] | None = None
+
+    @functools.cached_property
+    def futures(self) -> list[Future]:
+        """What the checkpoint can become: every format is asked, so this takes longer than all else."""
+        return possible_targets(self.checkpoint)
 
     @property
     def launch(self) -> Launch | None:

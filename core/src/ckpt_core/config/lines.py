@@ -9,7 +9,7 @@ from typing import Any
 from ckpt_core.architecture import Facts
 from ckpt_core.config.entry import UNEXPECTED, Entry
 from ckpt_core.config.values import layers
-from ckpt_core.config.views import FactsSaid, FactsSeen, KeysSeen, KeysWritten, Scope, TableError, overlap, touches
+from ckpt_core.config.views import FactsSaid, FactsSeen, KeysSeen, KeysWritten, Scope, TableError, touches
 from ckpt_core.errors import CkptError, Problems, Refusal
 
 
@@ -20,6 +20,13 @@ def one_by_one(entries: Iterable[Entry | Sequence[Entry]]) -> Iterator[Entry]:
             yield entry
         else:
             yield from entry
+
+
+@functools.cache
+def _above(claim: str) -> tuple[str, ...]:
+    """The claims of everything below a path that a claim lies under."""
+    parts = claim.split(".")
+    return tuple(f"{'.'.join(parts[:length])}.*" for length in range(1, len(parts)))
 
 
 class Lines(Sequence[Entry]):
@@ -62,23 +69,18 @@ class Lines(Sequence[Entry]):
     def _refuse_two_speakers(self) -> None:
         owners: dict[str, Entry] = {}
         said: dict[str, Entry] = {}
-        below: dict[str, Entry] = {}
         for entry in self._entries:
             for key in () if entry.gives_way else dict.fromkeys(entry.keys):
                 if key in owners:
                     raise TableError(f"{self.name}: two lines speak for the key {key!r}: {owners[key]} and {entry}")
                 owners[key] = entry
             for claim in entry.claims:
-                known = said if claim.endswith(".*") else below  # only such a claim is of more than itself
-                others = [known[name] for name in known if overlap(name, claim)]
-                others += [said[claim]] if claim in said else []
+                within = [name for name in said if name.startswith(claim[:-1])] if claim.endswith(".*") else []
+                others = (said[name] for name in (claim, *_above(claim), *within) if name in said)
                 other = next((one for one in others if one is not entry), None)
                 if other is not None:
                     raise TableError(f"{self.name}: two lines say the fact {claim!r}: {other} and {entry}")
-            for claim in entry.claims:
-                said[claim] = entry
-                if claim.endswith(".*"):
-                    below[claim] = entry
+            said |= dict.fromkeys(entry.claims, entry)
 
     def _ordered(self, givers: Callable[[str], set[int]]) -> list[tuple[int, frozenset[int]]]:
         """The lines, each after those that give what it uses, and which those are."""

@@ -26,11 +26,6 @@ def covers(claim: str, path: str) -> bool:
     return claim == path or (claim.endswith(".*") and path.startswith(claim[:-1]))
 
 
-def overlap(one: str, two: str) -> bool:
-    """Whether two claims may be of one fact."""
-    return covers(one, two) or covers(two, one)
-
-
 def touches(used: str, claim: str) -> bool:
     """Whether a claim is of something that a line uses: of the thing itself, of its layers, or of a part of it.
 

@@ -85,6 +85,11 @@ class Cluster(Executor):
     def threads(self) -> int:
         """How many calls are carried out at a time in one process, at most."""
 
+    @property
+    def size(self) -> int:
+        """How many calls all workers carry out at a time."""
+        return sum(self.workers().values())
+
     @abstractmethod
     def holders(self, futures: Iterable[Future]) -> set[str]:
         """The workers at which these calls are, as far as the cluster tells."""

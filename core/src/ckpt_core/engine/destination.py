@@ -33,6 +33,7 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
             raise CkptError("the destination holds the source", file=destination, fix="write somewhere else")
     if os.path.realpath(plan.source.path) == real or real.startswith(os.path.realpath(plan.source.path) + os.sep):
         raise CkptError("the destination is inside the source", file=destination, fix="write somewhere else")
+    _check_outside(destination)
     if os.path.ismount(destination):
         raise CkptError(
             "the destination is a mount point, which can't be replaced",
@@ -55,6 +56,20 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
     parent = os.path.dirname(os.path.abspath(destination))
     if not os.path.isdir(parent):
         raise CkptError("the destination's parent folder does not exist", file=parent, fix="make it, or use -p")
+
+
+def _check_outside(destination: str) -> None:
+    """Refuse a place inside the output of another conversion: it would be one that has files which it does not know."""
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(destination)))
+    while folder != os.path.dirname(folder):
+        if recorded_plan(os.path.join(folder, RECEIPT)) is not None:
+            raise CkptError(
+                "the destination is inside another checkpoint",
+                file=destination,
+                found=os.path.join(folder, RECEIPT),
+                fix="write somewhere else: ckpt verify would call the new files additions to that one",
+            )
+        folder = os.path.dirname(folder)
 
 
 def _check_replaceable(plan: Plan, destination: str, overwrite: bool) -> None:

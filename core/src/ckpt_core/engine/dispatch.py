@@ -20,7 +20,7 @@ from concurrent.futures import (
     Future,
     wait,
 )
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ckpt_core.engine import marks
 from ckpt_core.engine.cluster import Cluster
@@ -40,6 +40,8 @@ _TIMES = 5  # and this many times the median
 _LAST = 101  # results of which that is
 _SILENCE = 60.0  # seconds without a result, of which something is said
 _TWINS = 2
+_AHEAD = 2  # transfers for each of those that may be carried out at a time, so that nobody waits for the next
+_MUSTER = 5.0  # seconds between two looks at who is there
 _TRIES = 3
 _SPARED = 10  # of so many workers one may be no part of the cluster
 _SMALL = 16 << 20  # of less, the bytes are not what takes the time
@@ -53,6 +55,24 @@ class _Awaited:
     copies: dict[Future, str] = field(default_factory=dict)
     since: float = 0.0  # when the last copy was handed over
     failures: int = 0
+
+
+@dataclass(eq=False)
+class _Crew:
+    """How many transfers are carried out at a time, by all workers and by one process; `met` are the workers of a cluster that are known."""
+
+    size: int
+    threads: int  # of a process, by which the memory of each transfer was planned
+    grows: bool
+    now: int = 1  # the threads that a process has
+    met: set[str] = field(default_factory=set)
+    until: float = 0.0  # when to look who is there again
+
+    def fitted(self, transfer: Transfer) -> Transfer:
+        """A transfer that takes no more than its part of the memory of a process that joined later and has more threads."""
+        if self.now <= self.threads:
+            return transfer
+        return replace(transfer, chunk=max(1, transfer.chunk * self.threads // self.now))
 
 
 class Workers:
@@ -69,7 +89,7 @@ class Workers:
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._executor, self._source, self._tell = executor, source, tell
-        self._judge = Judge(source, os.path.dirname(run.out))
+        self._judge = Judge(source, os.path.dirname(run.out), run.token)
         self._cluster = executor if isinstance(executor, Cluster) else None
         self._run = pickle.dumps(run)
         self._staging = os.path.dirname(run.out)
@@ -79,18 +99,22 @@ class Workers:
         self._pace = 0.0  # their median
         self._misfits: dict[str, WorkerError] = {}
         self._failure: Exception | None = None
+        self._crew: _Crew
 
-    def carry_out(self, todo: Sequence[Transfer], ahead: int) -> Finished:
-        """Carry out transfers, at most `ahead` of them handed over at a time.
+    def carry_out(self, todo: Sequence[Transfer], workers: int, threads: int = 1, grows: bool = False) -> Finished:
+        """Carry out transfers, two for each of so many workers handed over at a time; `grows`: of a cluster, for those that join it, too.
 
-        What is handed over twice is the same bytes to the same places, and the first result counts. After a failure of the
-        run nothing more is handed over, and it is raised when the others are done.
+        Each transfer has the memory that it may take where a process carries out `threads` at a time. What is handed over twice
+        is the same bytes to the same places, and the first result counts. After a failure of the run nothing more is handed over, and it is
+        raised when the others are done.
         """
         waiting = iter(todo)
+        self._crew = _Crew(workers, threads, grows)
         heard = told = time.monotonic()
-        self._ask_all()
         try:
             while True:
+                self._muster()
+                ahead = _AHEAD * self._crew.size
                 while self._failure is None and len(self._awaited) < ahead and (one := next(waiting, None)) is not None:
                     self._awaited.append(_Awaited(one))
                     self._hand_over(self._awaited[-1])
@@ -101,9 +125,7 @@ class Workers:
                 now = time.monotonic()
                 for future in done:
                     if (asked := self._asked.pop(future, None)) is not None:
-                        fault = self._judge.look(asked, future, todo)
-                        if fault is not None and not self._goes_elsewhere(asked, fault):
-                            self._failure = self._failure or fault.error
+                        self._looked(asked, future, todo)
                     elif future in (awaited := copies[future]).copies:  # or its twin came at the same moment
                         heard = told = now
                         if (result := self._settled(awaited, future)) is not None:
@@ -123,20 +145,30 @@ class Workers:
             for future in (*self._asked, *(future for awaited in self._awaited for future in awaited.copies)):
                 future.cancel()
 
-    # --- before the first byte
+    # --- who is there
 
-    def _ask_all(self) -> None:
-        """Have every worker of a cluster look for all that a task wants to find. Nobody waits for that: a task looks too."""
-        if self._cluster is not None:
-            for worker in self._cluster.workers():
+    def _muster(self) -> None:
+        """See now and then who joined the cluster. Each is asked once to look for all that a task wants to find, and nobody waits for
+        the answer: a task looks too."""
+        if self._cluster is None or time.monotonic() < self._crew.until:
+            return
+        there = self._cluster.workers()
+        for worker in there:
+            if worker not in self._crew.met:
                 self._asked[self._cluster.ask(worker, look, SOFTWARE, self._run)] = worker
+        self._crew.met |= there.keys()
+        self._crew.now = max(self._crew.now, self._cluster.threads)
+        if self._crew.grows:
+            self._crew.size = max(self._crew.size, sum(there.values()))
+        self._crew.until = time.monotonic() + _MUSTER
 
     # --- handing over
 
     def _hand_over(self, awaited: _Awaited) -> None:
         mark = marks.new_mark()
         try:
-            task = Task(awaited.transfer, mark, self._source.remote_states(awaited.transfer.paths))
+            transfer = self._crew.fitted(awaited.transfer)
+            task = Task(transfer, mark, self._source.remote_states(transfer.paths))
             future = self._executor.submit(perform, SOFTWARE, self._run, pickle.dumps(task))
         except Exception as error:  # what an executor raises that is broken, or lost its cluster, is its own affair
             future = Future()
@@ -166,8 +198,10 @@ class Workers:
         return [awaited for awaited in self._awaited if now - awaited.since >= self._patience(awaited)]
 
     def _pause(self, told: float) -> float:
-        """Seconds until one of those that may have another copy is late, or something is to be said."""
+        """Seconds until one of those that may have another copy is late, something is to be said, or the cluster is looked at again."""
         ends = [told + _SILENCE]
+        if self._cluster is not None:
+            ends.append(self._crew.until)
         for awaited in self._awaited:
             if len(awaited.copies) <= _TWINS or self._failure is not None:
                 ends.append(awaited.since + self._patience(awaited))
@@ -183,6 +217,21 @@ class Workers:
 
     # --- judging
 
+    def _looked(self, worker: str, future: Future, todo: Sequence[Transfer]) -> None:
+        """A worker has looked for what tasks want to find."""
+        try:
+            fault = self._judge.look(worker, future, todo)
+        except (CkptError, OSError) as error:
+            self._fail(error)
+            return
+        if fault is not None and not self._goes_elsewhere(worker, fault):
+            self._fail(fault.error)
+
+    def _fail(self, error: Exception) -> None:
+        """Note what ends the run: the first that was found, but that what is no worker's fault explains what workers said."""
+        if self._failure is None or (isinstance(self._failure, WorkerError) and not isinstance(error, WorkerError)):
+            self._failure = error
+
     def _settled(self, awaited: _Awaited, future: Future) -> Result | None:
         """The result of a transfer that is awaited no longer; None where it was not a result."""
         worker = getattr(future, "worker", None)
@@ -190,8 +239,8 @@ class Workers:
             found = self._judge.task(awaited.transfer, awaited.copies[future], future)
             if isinstance(found, Done):
                 write_edges(found.edges)
-        except (CkptError, OSError) as error:
-            self._failure = self._failure or error
+        except Exception as error:
+            self._fail(error)
             self._forget(awaited)
             return None
         if isinstance(found, Done):
@@ -205,7 +254,7 @@ class Workers:
         awaited.failures += 1
         again = self._goes_elsewhere(worker, found) and awaited.failures < _TRIES and not found.final
         if not again:
-            self._failure = self._failure or found.error
+            self._fail(found.error)
             self._forget(awaited)
         elif not awaited.copies:
             self._hand_over(awaited)
@@ -222,7 +271,7 @@ class Workers:
             self._misfits[worker] = fault.error
         new, others = self._cluster.leave_out(worker), bool(self._cluster.left())
         if len(self._misfits) * _SPARED > len(self._cluster.workers()):
-            self._failure = self._failure or fault.error
+            self._fail(fault.error)
         if new and others and self._failure is None:
             place = "" if fault.error.file is None else f" ({fault.error.file})"
             self._tell(f"{fault.error.problem}{place}: {fault.error.found}; it is left out")

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 _HOST_AND_PORT = re.compile(r"(?:tcp://|tls://)?([^/]+:\d+)")  # there are other addresses: auto, local, ray://HOST:PORT
 
+_GREETING = 8  # bytes
+_SETTINGS = 4  # a type of frame: RFC 9113, 6.5
+
 _SAFE_PATH = "PYTHONSAFEPATH"
+
+_EXAMPLES = {"dask": "tcp://HOST:8786", "ray": "HOST:6379"}
 
 ENGINES = ("local", "processes", "ray", "dask")
 
@@ -61,8 +66,7 @@ def fitted(plan: Plan, executor: Executor | None, whole: bool) -> Plan:
     """
     if not isinstance(executor, Cluster):
         return plan
-    size = sum(executor.workers().values())
-    return plan.spread(max(1, size) if whole else plan.workers, executor.threads)
+    return plan.spread(max(1, executor.size) if whole else plan.workers, executor.threads, whole)
 
 
 def _forked_from_a_server() -> BaseContext:
@@ -98,7 +102,7 @@ def _dask(workers: int, address: str | None) -> Iterator[Executor]:
 
     local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None} if address is None else {}
     with _connected("dask", address):
-        _check_listens(address)
+        _check_listens("dask", address)
         client = Client(address, **local)
     with _quiet("distributed", "distributed.client", "tornado.application"), client:
         yield DaskCluster(client)
@@ -129,7 +133,7 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
     if mine:
         local = {"num_cpus": workers, "include_dashboard": False} if address is None else {"address": address}
         with _connected("ray", address):
-            _check_listens(address)
+            _check_listens("ray", address)
             ray.init(**local, log_to_driver=False, logging_level=logging.ERROR)
     deaths = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
     executor = RayCluster(ray.remote, deaths)
@@ -141,12 +145,25 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
             ray.shutdown()
 
 
-def _check_listens(address: str | None) -> None:
-    """Raise at once where nobody listens: Dask tries for half a minute, Ray for several, and writes pages meanwhile."""
-    from ckpt_core.engine.ray_cluster import answers
+def _check_listens(engine: str, address: str | None) -> None:
+    """Raise soon where nobody listens, or somebody else does, as a dashboard: Dask and Ray themselves try for minutes, and write pages meanwhile.
 
-    if address is not None and (there := _HOST_AND_PORT.fullmatch(address)) and not answers(there[1]):
+    Both speak first: Dask's scheduler says who it is (a small number of bytes, which stands before them), Ray's head sends the
+    SETTINGS of HTTP/2.
+    """
+    from ckpt_core.engine.ray_cluster import answers, greeting
+
+    if address is None or not (there := _HOST_AND_PORT.fullmatch(address)):
+        return
+    if not answers(there[1]):
         raise ConnectionError("nobody listens there")
+    if not address.startswith("tls:") and "RAY_USE_TLS" not in os.environ:
+        said = greeting(there[1], _GREETING)
+        size = int.from_bytes(said, "little")
+        if len(said) < _GREETING or not (size < 1 << 20 if engine == "dask" else said[3] == _SETTINGS):
+            raise ConnectionError(
+                f"what listens there is no {'scheduler of Dask' if engine == 'dask' else 'head of Ray'}"
+            )
 
 
 @contextlib.contextmanager
@@ -154,11 +171,14 @@ def _connected(engine: str, address: str | None) -> Iterator[None]:
     """Say clearly that a cluster does not answer."""
     try:
         yield
-    except (OSError, ConnectionError, TimeoutError, ValueError) as error:
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
         if address is None:
             raise
         raise CkptError(
-            f"the {engine} cluster does not answer", found=str(error).splitlines()[0], expected=address
+            f"the {engine} cluster does not answer",
+            found=str(error).partition("\n")[0],
+            expected=address,
+            fix=f"start it, or give the address that it prints when it starts, such as {_EXAMPLES[engine]}: not that of its dashboard",
         ) from error
 
 

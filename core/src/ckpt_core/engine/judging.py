@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Future
+from pathlib import Path
 
 from ckpt_core.engine import marks
 from ckpt_core.engine.pages import Edge
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.software import SOFTWARE
-from ckpt_core.engine.staging import KEPT
+from ckpt_core.engine.staging import KEPT, TOKEN
 from ckpt_core.engine.transfer import Result, run_transfer
 from ckpt_core.engine.worker import Report, Sample
 from ckpt_core.errors import CkptError, FormatError, WorkerError
@@ -47,11 +48,11 @@ class Done:
 class Judge:
     """Judges the reports of one run: `source` is what this machine sees of the input, `staging` is its staging folder."""
 
-    def __init__(self, source: SourceFiles, staging: str) -> None:
-        self._source, self._staging = source, staging
+    def __init__(self, source: SourceFiles, staging: str, token: str) -> None:
+        self._source, self._staging, self._token = source, staging, token
 
     def task(self, transfer: Transfer, mark: str, future: Future) -> Done | Fault:
-        """What a worker made of a transfer. Raises what is wrong with the input."""
+        """What a worker made of a transfer. Raises what is wrong with the input, with this run's own staging folder, or with the code."""
         try:
             report: Report = future.result()
         except WorkerError as error:  # it runs other code
@@ -70,15 +71,17 @@ class Judge:
         return Done(report.result, report.seconds, report.edges)
 
     def look(self, worker: str, future: Future, todo: Sequence[Transfer]) -> Fault | None:
-        """What is wrong with a worker that looked for what the transfers to do want to find."""
+        """What is wrong with a worker that looked for what the transfers to do want to find. Raises as `task` does."""
         try:
             report: Report = future.result()
-        except CancelledError:
-            return None  # the cluster went away, as the tasks will tell
+        except (CancelledError, BrokenExecutor):
+            return None  # the cluster went away, or the worker did, as the tasks will tell
         except WorkerError as error:
             return Fault(error, lasting=True)
         except Exception as error:
             return Fault(_failed(f"{_said(error)}, on {worker}"), lasting=True)
+        if report.error is not None:
+            self._check_own()
         if isinstance(report.error, WorkerError):
             return Fault(report.error, lasting=True)
         if report.error is not None:
@@ -101,13 +104,14 @@ class Judge:
         return report.room < sum(sum(transfer.files.values()) for transfer in todo)
 
     def _of_error(self, transfer: Transfer, report: Report) -> Fault:
-        """Whose fault an error is: raises what this machine finds wrong with the input, and returns what only a worker does."""
-        self._source.recheck()
+        """Whose fault an error is: raises what this machine finds wrong too, and returns what only a worker does."""
+        self._check_own()
         error = report.error
         if isinstance(error, WorkerError):
             return Fault(error, lasting=True)
-        if isinstance(error, CkptError):
+        if not isinstance(error, OSError):
             run_transfer(transfer, self._source, None)
+        if isinstance(error, CkptError):
             found = "; ".join(str(part) for part in (error.problem, error.found) if part)
             return Fault(
                 WorkerError(
@@ -117,20 +121,41 @@ class Judge:
                     fix=f"give every worker the same file systems, {KEPT}",
                 )
             )
-        file, reason = getattr(error, "filename", None), getattr(error, "strerror", None) or error
+        if not isinstance(error, OSError):
+            return Fault(_failed(f"{_said(error)}, on {report.host}"))
         return Fault(
             WorkerError(
                 "a worker can't read or write",
-                file=file,
-                found=f"{reason}, on {report.host}",
+                file=error.filename,
+                found=f"{error.strerror or error}, on {report.host}",
                 fix=f"end the cause, {KEPT}",
             )
+        )
+
+    def _check_own(self) -> None:
+        """Raise what any worker would stumble over: a source file that changed, or a staging folder that another run has."""
+        self._source.recheck()
+        try:
+            seen = Path(self._staging, TOKEN).read_bytes()
+        except OSError as error:
+            found = f"no token of a run ({error.strerror})"
+        else:
+            found = f"the token of another run, {seen.decode(errors='replace')!r}"
+            if seen == self._token.encode():
+                return
+        raise WorkerError(
+            "this run has lost its staging folder",
+            file=self._staging,
+            found=found,
+            expected=f"its own, {self._token!r}",
+            fix=f"another conversion writes there, where the file system has no locks: wait for it, {KEPT}",
         )
 
     def _missing(self, report: Report, mark: str) -> WorkerError | None:
         """What is wrong if what a worker says it wrote is not here."""
         if marks.is_ended(self._staging, mark, report.secret) and all(map(_is_here, report.samples)):
             return None
+        self._check_own()
         return WorkerError(
             "what a worker wrote is not here",
             file=next((sample.path for sample in report.samples if not _is_here(sample)), self._staging),
@@ -144,7 +169,7 @@ def _failed(found: str) -> WorkerError:
     return WorkerError("a worker failed", found=found, fix=fix)
 
 
-def _said(error: Exception) -> str:
+def _said(error: Exception | None) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {str(error).partition(os.linesep)[0]}"
 

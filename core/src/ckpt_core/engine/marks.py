@@ -40,9 +40,9 @@ def is_ended(staging: str, mark: str, secret: str) -> bool:
     """Whether this machine sees that a task is done. Its mark is removed."""
     lines = _lines(staging, mark)
     if not lines:
-        os.listdir(
-            staging
-        )  # has a client of NFS forget that the file was not there when somebody asked who began the task
+        with contextlib.suppress(FileNotFoundError):
+            # It has a client of NFS forget that the file was not there when somebody asked who began the task.
+            os.listdir(staging)
         lines = _lines(staging, mark)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(staging, mark))

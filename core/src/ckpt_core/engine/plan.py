@@ -54,7 +54,8 @@ class Plan:
     """A conversion that has not happened yet: `bytes_read`, `bytes_written` and `peak_memory` are in bytes.
 
     `tensors` are the transfers of whole canonical tensors, in the order of the target; `transfers` what is carried out.
-    `memory` is the budget of this process, or, where workers are processes `apart`, of each of them and of this one.
+    `memory` is the budget of this process, or, where workers are processes `apart`, of each of them and of this one. Each of those carries
+    out `threads` transfers at a time; `grows`: `workers` are those of a cluster that are there, and others that join it are used too.
     """
 
     source: Checkpoint
@@ -65,6 +66,7 @@ class Plan:
     options: Mapping[str, object] = field(default_factory=dict)
     apart: bool = False
     threads: int = 1
+    grows: bool = False
 
     @property
     def bytes_read(self) -> int:
@@ -110,13 +112,13 @@ class Plan:
         """The part of `peak_memory` that the plan itself takes, whatever is moved."""
         return _footprint(self.target, [tensor.deliveries for tensor in self.tensors])
 
-    def spread(self, workers: int, threads: int) -> Plan:
-        """The same plan for so many workers, where a process carries out `threads` transfers at a time."""
+    def spread(self, workers: int, threads: int, grows: bool = False) -> Plan:
+        """The same plan for so many workers, where a process carries out `threads` transfers at a time; `grows`: for those that join later, too."""
         budget = _budget(
             self.memory, _INTERPRETER if self.apart else self.footprint, threads if self.apart else workers
         )
         tensors = [replace(one, chunk=_chunk_elements(one.assembly, one.deliveries, budget)) for one in self.tensors]
-        return replace(self, tensors=tensors, workers=workers, threads=threads)
+        return replace(self, tensors=tensors, workers=workers, threads=threads, grows=grows)
 
     @property
     def losses(self) -> list[Loss]:
@@ -344,7 +346,7 @@ def _check_links(source: Checkpoint, target: Target, problems: Problems) -> None
 
 def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
     files = {file.path: file for file in target.files}
-    checksums = {file.path: sorted(file.checksums, key=_start) for file in target.files}
+    checksums = {file.path: _InOrder(file.checksums) for file in target.files}
     found: dict[str, list[Write]] = {}
     # What is known in advance counts too: a byte that is written twice would be twice in the file's checksum.
     extents = {
@@ -370,7 +372,7 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
             continue
         strides = contiguous_strides(native.shape) if placed.quantised is None else placed.quantised.strides
         maps = (native.row.via.inverse(),) if native.row.via else ()
-        checksum = _around(placed.offset, checksums[placed.file]) or files[placed.file].whole
+        checksum = checksums[placed.file].around(placed.offset) or files[placed.file].whole
         encoded = None
         if placed.quantised is None:
             extents[placed.file].append((placed.offset, placed.offset + elements * placed.dtype.size, native.name))
@@ -398,7 +400,7 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
 def _encoded(
     placed: Placement,
     target: Target,
-    checksums: Mapping[str, Sequence[Checksum]],
+    checksums: Mapping[str, _InOrder],
     files: Mapping[str, OutputFile],
     problems: Problems,
 ) -> Encoded | None:
@@ -412,7 +414,7 @@ def _encoded(
         held,
         tuple((target.moved[piece.parameter], flat_tile(piece.tile, strides)) for piece in native.pieces),
         tuple(
-            _around(operand.stored.offset, checksums[operand.stored.file]) or files[operand.stored.file].whole
+            checksums[operand.stored.file].around(operand.stored.offset) or files[operand.stored.file].whole
             for operand in held.stored
         ),
         placed.kept,
@@ -424,14 +426,17 @@ def _held(placed: Placement) -> Quantised:
     return placed.quantised.quantised
 
 
-def _start(checksum: Checksum) -> int:
-    return checksum.start
+class _InOrder:
+    """The checksums of a file in the order of their starts, to be found by a byte that they are of."""
 
+    def __init__(self, checksums: Iterable[Checksum]) -> None:
+        self._checksums = sorted(checksums, key=lambda one: one.start)
+        self._starts = [one.start for one in self._checksums]
 
-def _around(offset: int, checksums: Sequence[Checksum]) -> Checksum | None:
-    """The checksum, of those in the order of their starts, whose bytes hold the one at `offset`."""
-    number = bisect.bisect_right(checksums, offset, key=_start) - 1
-    return checksums[number] if number >= 0 and offset < checksums[number].stop else None
+    def around(self, offset: int) -> Checksum | None:
+        """The checksum whose bytes hold the one at `offset`."""
+        number = bisect.bisect_right(self._starts, offset) - 1
+        return self._checksums[number] if number >= 0 and offset < self._checksums[number].stop else None
 
 
 def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budget: int) -> int:

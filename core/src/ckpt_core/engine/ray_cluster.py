@@ -12,7 +12,8 @@ from typing import Any
 from ckpt_core.engine.cluster import Answer, Cluster, Placed
 
 _BEAT, _MISSES = 1.0, 3  # seconds between two looks at a head, and how often in turn it may be missed
-_PATIENCE = 3.0  # seconds
+_COUNT = 3.0  # seconds between two counts of the nodes
+_PATIENCE, _BUSY = 3.0, 15.0  # seconds
 _NODE = "ray.io/node-id"  # a label that Ray gives to each node by itself
 
 
@@ -23,13 +24,11 @@ class RayCluster(Cluster):
         super().__init__()
         self._call, self._deaths = remote(_call), deaths
         self._awaited: set[Placed] = set()
+        self._counted: Mapping[str, int] | None = None
         self.lost = threading.Event()
 
     def workers(self) -> Mapping[str, int]:
-        import ray
-
-        nodes = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
-        return {node: cpus for node, cpus in nodes.items() if cpus}
+        return _nodes() if self._counted is None else self._counted
 
     @property
     def threads(self) -> int:
@@ -66,8 +65,16 @@ class RayCluster(Cluster):
 
     @contextlib.contextmanager
     def watching(self, head: str) -> Iterator[None]:
-        """Look inside the block whether anyone listens at `head` (HOST:PORT): Ray itself says nothing for a minute, and then exits."""
+        """Look inside the block whether anyone listens at `head` (HOST:PORT): Ray itself says nothing for a minute, and then exits.
+
+        The nodes are counted by a thread of its own, for without its head Ray does not answer that either.
+        """
         over = threading.Event()
+
+        def count() -> None:
+            while not over.wait(_COUNT):
+                with contextlib.suppress(Exception):  # Ray says in many ways that it is disconnected
+                    self._counted = _nodes()
 
         def watch() -> None:
             misses = 0
@@ -78,13 +85,26 @@ class RayCluster(Cluster):
                 for future in list(self._awaited):
                     future.give_up()
 
-        watcher = threading.Thread(target=watch, name="watch", daemon=True)
+        self._counted = _nodes()
+        watcher, counter = (threading.Thread(target=work, daemon=True) for work in (watch, count))
         watcher.start()
+        counter.start()
         try:
             yield
         finally:
             over.set()
             watcher.join()
+            counter.join(0 if self.lost.is_set() else _PATIENCE)
+            if counter.is_alive():
+                self.lost.set()
+
+
+def _nodes() -> dict[str, int]:
+    """The nodes that are there and may carry out calls, each with how many at a time."""
+    import ray
+
+    nodes = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+    return {node: cpus for node, cpus in nodes.items() if cpus}
 
 
 def answers(address: str) -> bool:
@@ -95,6 +115,16 @@ def answers(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def greeting(address: str, count: int) -> bytes:
+    """The first bytes that who listens at HOST:PORT says unasked, for as long as a busy one may take for it."""
+    host, _, port = address.rpartition(":")
+    said = b""
+    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), _BUSY) as connection:
+        while len(said) < count and (more := connection.recv(count - len(said))):
+            said += more
+    return said
 
 
 def _call(function: Callable, arguments: tuple) -> Answer:

@@ -303,10 +303,10 @@ class Staging:
 
     # --- the files
 
-    def create(self, files: Iterable[OutputFile]) -> None:
+    def create(self, files: Iterable[OutputFile], tell: Callable[[str], None]) -> None:
         """Make every output file at its final size, with the bytes that are known already, and the token of this run.
 
-        Repeating is harmless.
+        Repeating is harmless. `tell` is called with a sentence where something is waited for.
 
         If a file that the journal thinks written is not there (it was published already, removed, or not believed), all
         starts over.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,16 +17,17 @@ from ckpt_core.engine.pieces import StoredAs, Transfer, Write
 from ckpt_core.layout import ValueMap
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes import crc32
-from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all, start_writeback
+from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all
 from ckpt_core.storage.bytes.output import Checksum
+from ckpt_core.storage.bytes.pagecache import Kept, start_writeback
 from ckpt_core.storage.bytes.space import take_space
 from ckpt_core.storage.dtypes import FP32, DType, decode
-from ckpt_core.tensors.boxes import Box, stored_view, tile_view
+from ckpt_core.tensors.boxes import Box, Loops, tile_view
 from ckpt_core.tensors.digest import VERSION, Digests, Hash, TreeDigest, of_leaves
-from ckpt_core.tensors.pieces import boxes_between
+from ckpt_core.tensors.pieces import cuts
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import stored_values
-from ckpt_core.tensors.strided import write_box
+from ckpt_core.tensors.strided import runs
 
 _DIRTY = 8 << 20
 
@@ -83,54 +84,47 @@ class TargetFiles:
     Two threads in `write` on one file would not gain anything: the kernel lets one in and has the other spin
     (ext4 takes the inode's lock exclusively; measured at ten times the CPU time). Where a sync is to come (`sync`), what
     is written goes on to the disk soon after, while more is written, so that it finds little left to do. `spooled` files take
-    only the room of what is in them.
+    only the room of what is in them. `kept` says whether pages that are on the disk stay in the kernel's cache.
     """
 
-    def __init__(self, out: str, sync: bool, spooled: bool = False) -> None:
+    def __init__(self, out: str, sync: bool, spooled: bool = False, kept: Kept = Kept()) -> None:
         self.staging = Folder(os.path.dirname(out))
         self._out = out
         self._sync = sync
         self._spooled = spooled
+        self._drop = not kept.output
         self._files = OpenFiles(self.staging)
         self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._dirty: Counter[str] = Counter()
         self._begun: set[str] = set()
 
-    def write(self, delivery: Write, box: Box, values: np.ndarray, remainders: Counter[str]) -> int:
-        """Write what belongs to one delivery out of a box of stored values; returns bytes written.
+    def write(self, delivery: Write, parts: Sequence[Loops], values: np.ndarray, remainders: Counter[str]) -> int:
+        """Write the `parts` of a box of stored values that belong to one delivery; returns bytes written.
 
         What it is to the delivery's checksum is added to `remainders`.
         """
         block, checksum, written = delivery.block, delivery.checksum, 0
-        tiles = block.within(box)
-        if not tiles:
-            return 0
-        path = os.path.join(self._out, block.path)
+        path = self._path(block.path)
         name = checksum_name(block.path, checksum)
         with self._files.descriptor(path) as descriptor:
             self._begin(path, descriptor)
-
-            def write(view: memoryview, offset: int) -> None:
-                nonlocal written
-                behind = checksum.stop - offset - len(view)
-                remainders[name] ^= crc32.shifted(crc32.remainder(view), behind)
-                self._put(path, descriptor, view, offset)
-                written += len(view)
-
-            for tile in tiles:
-                offset = block.offset + tile.native_base[0] * block.dtype.size
-                view, strides = stored_view(values, tile, box)
-                write_box(write, offset, strides, view)
+            for loops in parts:
+                first = block.offset + loops.offset * block.dtype.size
+                for view, offset in runs(loops.view(values), loops.strides, first):
+                    behind = checksum.stop - offset - len(view)
+                    remainders[name] ^= crc32.shifted(crc32.remainder(view), behind)
+                    self._put(path, descriptor, view, offset)
+                    written += len(view)
             self._dirty[path] += written
-            if self._sync and self._dirty[path] >= _DIRTY:
+            if (self._sync or self._drop) and self._dirty[path] >= _DIRTY:
                 self._dirty[path] = 0
-                start_writeback(descriptor)
+                start_writeback(descriptor, drop=self._drop)
         return written
 
     def write_stored(self, stored: Stored, remainders: Counter[str]) -> int:
         """Write a run of codes or scales; returns bytes written. What it is to its checksum is added to `remainders`."""
         checksum, file = stored.checksum, stored.operand.stored.file
-        path = os.path.join(self._out, file)
+        path = self._path(file)
         view = stored.data.reshape(-1).view(np.uint8).data
         with self._files.descriptor(path) as descriptor:
             self._begin(path, descriptor)
@@ -138,6 +132,9 @@ class TargetFiles:
             remainders[checksum_name(file, checksum)] ^= crc32.shifted(crc32.remainder(view), behind)
             self._put(path, descriptor, view, stored.offset)
         return len(view)
+
+    def _path(self, relative: str) -> str:
+        return f"{self._out}{os.sep}{relative}"
 
     def _put(self, path: str, descriptor: int, view: memoryview, offset: int) -> None:
         with self._writing[path]:
@@ -181,25 +178,36 @@ def run_transfer(
     }
     rows = assembly.parameter.true_rows
     written, remainders, records = 0, Counter[str](), Counter[str]()
-    for box in boxes_between(assembly.parameter.shape, transfer.chunk, transfer.start, transfer.stop):
-        values = source.read(assembly, box, transient=True, sums=records)
+    piece = transfer.chunk, transfer.start, transfer.stop
+    kinds: dict[
+        tuple[DType, tuple[ValueMap, ...]], int
+    ] = {}  # by number, as hashing one costs as much as the rest of a write
+    plain = [
+        (
+            delivery,
+            cuts(delivery.block.tile, assembly.parameter.shape, *piece),
+            kinds.setdefault((delivery.block.dtype, delivery.maps), len(kinds)),
+        )
+        for delivery in transfer.deliveries
+        if delivery.encoded is None
+    ]
+    for number, (box, values) in enumerate(source.chunks(assembly, *piece, records)):
         read.update(_true(values, box, rows), value_dtype)
-        ready: dict[tuple[DType, tuple[ValueMap, ...]], np.ndarray] = {}
+        ready: dict[int, np.ndarray] = {}
         if kept is not None and encoders:
             again = np.array(stored_values(values, value_dtype, kept.dtype, (), assembly.parameter.name), copy=True)
             written += _encode(transfer, encoders, box, values, again, sink, remainders)
             stored.update(_true(again, box, rows), kept.dtype)
-        for delivery in transfer.deliveries:
-            if delivery.encoded is not None:
+        for delivery, cut, kind in plain:
+            if not (parts := cut[number]):
                 continue
-            kind = (delivery.block.dtype, delivery.maps)
             if kind not in ready:
                 ready[kind] = _stored(values, value_dtype, delivery, assembly.parameter.name)
             if sink is not None:
-                written += sink.write(delivery, box, ready[kind], remainders)
+                written += sink.write(delivery, parts, ready[kind], remainders)
         if changed is not None and not encoders:
             dtype = changed.dtype
-            back = ready.get((dtype, changed.maps))
+            back = ready.get(kinds.get((dtype, changed.maps), -1))
             if back is None:  # the first of the tensor is stored otherwise than this piece of it
                 back = stored_values(values, value_dtype, dtype, changed.maps, assembly.parameter.name)
             if changed.maps:

@@ -12,14 +12,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_local = threading.local()
+
+class _Buffers(threading.local):
+    """Those of a thread, by purpose."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, np.ndarray] = {}
+
+
+_buffers = _Buffers()
 
 
 def scratch(purpose: str, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     """An uninitialised C-contiguous array in this thread's buffer for `purpose`; the next call for it reuses the memory."""
-    buffers: dict[str, np.ndarray] = _local.__dict__.setdefault("buffers", {})
+    buffers = _buffers.kept
     size = math.prod(shape) * dtype.itemsize
     buffer = buffers.get(purpose)
     if buffer is None or buffer.size < size:
         buffer = buffers[purpose] = np.empty(max(size, 1), np.uint8)
-    return buffer[:size].view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, buffer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,18 +46,33 @@ def tile_view(raw: np.ndarray, tile: Tile, box: Box) -> np.ndarray:
     return np.ndarray(sizes, raw.dtype, raw, _first(tile, box, steps) * raw.itemsize, strides)
 
 
-def stored_view(raw: np.ndarray, tile: Tile, box: Box) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The elements of a box that a flat tile covers, with an axis for each loop over the file, and the strides of those in elements.
-
-    The loops are in the order of the file, the slowest first, and those that are one in both places are one.
+class Loops(NamedTuple):
+    """Elements of a box and where they lie in a file, as loops over both: the slowest of the file first, and those that are one in both
+    places are one.
     """
-    steps = _steps(raw.shape)
-    sizes, strides, inside = _loops(tile.links, steps)
-    start = _first(tile, box, steps)
-    if inside == (1,):
-        return raw.reshape(-1)[start : start + sizes[0]], strides
-    bytes_inside = [step * raw.itemsize for step in inside]
-    return np.ndarray(sizes, raw.dtype, raw, start * raw.itemsize, bytes_inside), strides
+
+    start: int
+    """The first of them, among the values of the box."""
+    offset: int
+    """Where it lies in the file, in elements."""
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Of the loops in the file, in elements."""
+    inside: tuple[int, ...]
+    """Of the loops among the values of the box, in elements."""
+
+    def view(self, raw: np.ndarray) -> np.ndarray:
+        """The elements as a writable view of the box's values, C-contiguous, with an axis for each loop."""
+        if self.inside == (1,):
+            return raw.reshape(-1)[self.start : self.start + self.sizes[0]]
+        bytes_inside = [step * raw.itemsize for step in self.inside]
+        return np.ndarray(self.sizes, raw.dtype, raw, self.start * raw.itemsize, bytes_inside)
+
+
+def loops_of(tile: Tile, box: Box) -> list[Loops]:
+    """Where the elements of a box lie that a flat tile covers."""
+    steps = _steps(tuple(stop - start for start, stop in box))
+    return [Loops(_first(one, box, steps), one.native_base[0], *_loops(one.links, steps)) for one in within(tile, box)]
 
 
 def _first(tile: Tile, box: Box, steps: Sequence[int]) -> int:

@@ -6,6 +6,7 @@ A piece begins where a leaf of the tensor's digest does (`digest.LEAF`), so that
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,13 +15,17 @@ from ckpt_core.layout import Tile, boxes_of_range
 from ckpt_core.storage.tensor import contiguous_strides
 from ckpt_core.tensors import digest
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart
-from ckpt_core.tensors.boxes import Box, within
+from ckpt_core.tensors.boxes import Box, Loops, loops_of, within
 
 PIECE = 64 << 20
 """About how many bytes a piece has: few enough for hundreds of workers, and more than a worker is asked for in vain."""
 
 _RAGGED = 1 << 20
 """Bytes of a unit that may be cut anywhere: its runs in the file may be short, but they are few."""
+
+
+_KEPT = 64
+"""How many chunks a piece may have whose cuts are kept: one that is moved whole may have thousands."""
 
 
 def step_of(shape: Sequence[int], itemsize: int, tiles: Iterable[Tile]) -> int:
@@ -83,6 +88,28 @@ def boxes_between(shape: Sequence[int], elements: int, start: int, stop: int) ->
         end = min((block * rows + last) * inner, stop)
         yield from _ragged(shape, at, end)
         at = end
+
+
+def chunks(shape: tuple[int, ...], elements: int, start: int, stop: int) -> Sequence[Box]:
+    """The same boxes, made once for all tensors that are alike."""
+    made = _chunks if stop - start <= _KEPT * elements else _chunks.__wrapped__
+    return made(shape, elements, start, stop)
+
+
+def cuts(tile: Tile, shape: tuple[int, ...], elements: int, start: int, stop: int) -> Sequence[list[Loops]]:
+    """What a flat tile has of each of `chunks`: cut once for all tensors that are alike, as those of all layers are."""
+    made = _cuts if stop - start <= _KEPT * elements else _cuts.__wrapped__
+    return made(tile, shape, elements, start, stop)
+
+
+@functools.lru_cache(maxsize=1 << 8)
+def _chunks(shape: tuple[int, ...], elements: int, start: int, stop: int) -> list[Box]:
+    return list(boxes_between(shape, elements, start, stop))
+
+
+@functools.lru_cache(maxsize=1 << 8)
+def _cuts(tile: Tile, shape: tuple[int, ...], elements: int, start: int, stop: int) -> list[list[Loops]]:
+    return [loops_of(tile, box) for box in chunks(shape, elements, start, stop)]
 
 
 def _ragged(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,13 +15,15 @@ from ckpt_core.layout import Tile
 from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
+from ckpt_core.storage.bytes.pagecache import ReadOnce
 from ckpt_core.storage.bytes.stored import opened
 from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.scratch import scratch
 from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
-from ckpt_core.tensors.boxes import Box, stored_view, tile_view
+from ckpt_core.tensors.boxes import Box, Loops, loops_of, tile_view
 from ckpt_core.tensors.merged import merged_values
+from ckpt_core.tensors.pieces import chunks, cuts
 from ckpt_core.tensors.quantised import read_numbers, stored_rows
 from ckpt_core.tensors.strided import ReadInto, WriteFrom, read_box
 
@@ -28,11 +31,15 @@ _PIECE = 1 << 20
 
 
 class SourceFiles:
-    """Open source files, each checked to be what it was when the plan was made."""
+    """Open source files, each checked to be what it was when the plan was made.
 
-    def __init__(self, states: Iterable[FileState]) -> None:
+    With `drop` what was read is dropped from the kernel's cache.
+    """
+
+    def __init__(self, states: Iterable[FileState], drop: bool = False) -> None:
         self._states = {state.path: state for state in states}
         self._files = OpenFiles()
+        self._read_into = ReadOnce().read_into if drop else pread_into
         self._inflated: dict[str, Inflated | None] = {}
         self._norms: dict[str, np.ndarray] = {}
         self._sound: set[Record] = set()
@@ -46,13 +53,31 @@ class SourceFiles:
         states = (self._states[path] for path in sorted(paths) if path in self._states)
         return tuple(state for state in states if state.remote is not None)
 
+    def chunks(
+        self, assembly: LazyParameter, elements: int, start: int, stop: int, sums: Counter[str]
+    ) -> Iterator[tuple[Box, np.ndarray]]:
+        """The canonical values from element `start` to `stop`, box by box (`pieces.chunks`), each as `read` gives it, in this thread's buffer."""
+        shape = assembly.parameter.shape
+        blocks = () if assembly.averaged else assembly.blocks
+        cut = [(block, cuts(block.tile, shape, elements, start, stop)) for block in blocks]
+        for number, box in enumerate(chunks(shape, elements, start, stop)):
+            parts = [(block, loops) for block, of_box in cut for loops in of_box[number]]
+            yield box, self.read(assembly, box, transient=True, sums=sums, parts=parts)
+
     def read(
-        self, assembly: LazyParameter, box: Box, *, transient: bool = False, sums: Counter[str] | None = None
+        self,
+        assembly: LazyParameter,
+        box: Box,
+        *,
+        transient: bool = False,
+        sums: Counter[str] | None = None,
+        parts: Sequence[tuple[StoredPart, Loops]] | None = None,
     ) -> np.ndarray:
         """The canonical values of `box`, a (start, stop) for each axis: an array of shape (stop - start, ...), C-contiguous, of raw
         elements of `assembly.value_dtype` (bf16 as uint16).
 
-        `transient`: they may lie in this thread's buffer, where its next read replaces them. The box's contribution to the
+        `transient`: they may lie in this thread's buffer, where its next read replaces them. `parts` are those of the tensor's own blocks
+        that lie in the box, where they are known. The box's contribution to the
         checksums of the records that it lies in is added to `sums`. `FormatError` where a file changed or is cut off, or
         where replicas differ that must agree.
         """
@@ -68,7 +93,7 @@ class SourceFiles:
         if assembly.averaged:
             self._average(assembly, box, raw, sums)
         else:
-            self._gather(assembly.blocks, box, raw, assembly.dtype, sums)
+            self._gather(_parts(assembly.blocks, box) if parts is None else parts, raw, assembly.dtype, sums)
         if assembly.least is not None:
             self._check_least(assembly, assembly.least, raw)
         if assembly.float32 and assembly.dtype.size > FP32.size:
@@ -128,20 +153,18 @@ class SourceFiles:
         return total
 
     def _gather(
-        self, blocks: Sequence[StoredPart], box: Box, raw: np.ndarray, dtype: DType, sums: Counter[str] | None
+        self, parts: Sequence[tuple[StoredPart, Loops]], raw: np.ndarray, dtype: DType, sums: Counter[str] | None
     ) -> None:
-        """The elements of `box`, in `dtype`, out of blocks that cover the tensor; zeros where no block is."""
-        parts = [(block, tile) for block in blocks for tile in block.within(box)]
-        if sum(tile.elements for _, tile in parts) != raw.size:
+        """The elements of a box, in `dtype`, out of the parts of blocks in it; zeros where none is."""
+        if sum(math.prod(loops.sizes) for _, loops in parts) != raw.size:
             raw[...] = 0
-        for block, tile in parts:
+        for block, loops in parts:
+            view = loops.view(raw)
             if block.dtype == dtype:
-                view, strides = stored_view(raw, tile, box)
-                self._fill(block, tile, view, sums, strides)
+                self._fill(block, loops.offset, loops.strides, view, sums)
             else:  # a part that is not quantised, of a tensor whose other parts are, and are not rounded
-                view = tile_view(raw, tile, box)
                 stored = scratch("narrower", view.shape, block.dtype.numpy)
-                self._fill(block, tile, stored, sums)
+                self._fill(block, loops.offset, loops.strides, stored, sums)
                 view[...] = encode(decode(stored, block.dtype), dtype)
 
     def _average(self, assembly: LazyParameter, box: Box, mean: np.ndarray, sums: Counter[str] | None) -> None:
@@ -149,21 +172,15 @@ class SourceFiles:
         mean[...] = 0
         for blocks in ranks:
             stored = scratch("stored", mean.shape, blocks[0].dtype.numpy)
-            self._gather(blocks, box, stored, blocks[0].dtype, sums)
+            self._gather(_parts(blocks, box), stored, blocks[0].dtype, sums)
             mean += decode(stored, blocks[0].dtype)
         mean /= np.float32(len(ranks))
 
     def _fill(
-        self,
-        block: StoredPart,
-        tile: Tile,
-        view: np.ndarray,
-        sums: Counter[str] | None,
-        strides: Sequence[int] | None = None,
+        self, block: StoredPart, first: int, strides: Sequence[int], view: np.ndarray, sums: Counter[str] | None
     ) -> None:
-        """Read the elements of a tile into a view with an axis for each link or, with `strides`, for each loop of `stored_view`."""
-        strides = [link.stride for link in tile.links] if strides is None else strides
-        offset = block.offset + tile.native_base[0] * block.dtype.size
+        """Read elements of a block from the one with the number `first` on into a view with an axis for each of the loops with these `strides`."""
+        offset = block.offset + first * block.dtype.size
         if block.quantised is not None:
             self._check_operands(block.quantised)
             numbers = functools.partial(read_numbers, block.quantised, block.dtype, self._reading)
@@ -199,13 +216,13 @@ class SourceFiles:
             yield opened(path, state).read_into
             return
         with self._files.descriptor(path, state) as descriptor:
-            yield functools.partial(pread_into, descriptor, path=path)
+            yield functools.partial(self._read_into, descriptor, path=path)
 
     def _compare(
         self, assembly: LazyParameter, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None
     ) -> None:
         copy = scratch("copy", view.shape, block.dtype.numpy)
-        self._fill(block, tile, copy, sums)
+        self._fill(block, tile.native_base[0], [link.stride for link in tile.links], copy, sums)
         if block.dtype != assembly.dtype or not np.array_equal(_bits(copy), _bits(view)):
             self._check_records((block, *assembly.blocks))
             raise FormatError(
@@ -221,7 +238,7 @@ class SourceFiles:
         self, assembly: LazyParameter, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None
     ) -> None:
         copy = scratch("copy", view.shape, block.dtype.numpy)
-        self._fill(block, tile, copy, sums)
+        self._fill(block, tile.native_base[0], [link.stride for link in tile.links], copy, sums)
         rounded = encode(decode(np.asarray(view, order="C"), assembly.dtype), block.dtype)
         if not np.array_equal(_bits(rounded), _bits(copy)):
             self._check_records((block, *assembly.blocks))
@@ -291,6 +308,11 @@ class SourceFiles:
 
     def close(self) -> None:
         self._files.close()
+
+
+def _parts(blocks: Iterable[StoredPart], box: Box) -> list[tuple[StoredPart, Loops]]:
+    """What lies in a box of blocks that cover a tensor."""
+    return [(block, loops) for block in blocks for loops in loops_of(block.tile, box)]
 
 
 def _is_mapped(assembly: LazyParameter) -> bool:

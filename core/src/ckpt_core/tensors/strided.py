@@ -1,7 +1,7 @@
 """Moving strided boxes between files and memory in large sequential pieces.
 
 A box is a list of loops (size, stride in elements) over a file; `read_box` fills an array with one axis
-per loop, `write_box` writes one. Loops whose elements are adjacent in the file are merged into runs; runs
+per loop, `runs` says which bytes of one go where. Loops whose elements are adjacent in the file are merged into runs; runs
 that lie close together are read in one go and picked apart in memory.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import mul
 from types import EllipsisType
 
 import numpy as np
@@ -42,8 +43,9 @@ def _run(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
 
 
 def _starts(sizes: Sequence[int], strides: Sequence[int]) -> Iterator[tuple[tuple[int, ...], int]]:
+    """The indices of the loops outside a run, and where in the file each run begins; `strides` may have those inside it too."""
     for index in itertools.product(*map(range, sizes)):
-        yield index, sum(i * stride for i, stride in zip(index, strides, strict=True))
+        yield index, sum(map(mul, index, strides))
 
 
 def read_box(
@@ -97,27 +99,28 @@ def read_box(
             target[...] = buffer.reshape(target.shape)
 
 
-def write_box(write: WriteFrom, offset: int, strides: Sequence[int], values: np.ndarray) -> None:
-    """Write `values` to a file: element (i, j, ...) goes to byte `offset` + itemsize * (i * strides[0] + ...).
+def runs(values: np.ndarray, strides: Sequence[int], offset: int) -> Iterable[tuple[memoryview, int]]:
+    """`values` as the bytes of runs in a file, and where each begins: element (i, j, ...) lies at byte `offset` + itemsize * (i * strides[0] + ...).
 
-    `strides` are in elements, one for each axis of `values`.
+    `strides` are in elements, one for each axis of `values`, the largest first. The bytes may lie in this thread's buffer.
     """
     if values.size == 0:
-        return
-    if len(strides) == 1 and strides[0] == 1 and values.flags.c_contiguous:  # most are one run
-        write(_bytes_of(values), offset)
-        return
-    order = _file_order(strides)
-    ordered = values.transpose(order)
-    if not ordered.flags.c_contiguous:
-        packed = scratch("packed", ordered.shape, ordered.dtype)
-        packed[...] = ordered
-        ordered = packed
-    steps = [strides[n] for n in order]
-    merged, _ = _run(ordered.shape, steps)
-    outer = len(steps) - merged
-    for index, start in _starts(ordered.shape[:outer], steps[:outer]):
-        write(_bytes_of(ordered[index]), offset + start * values.itemsize)
+        return ()
+    if not values.flags.c_contiguous:
+        values = _packed(values)
+    merged, _ = _run(values.shape, strides)
+    outer = len(strides) - merged
+    if not outer:  # most are one run
+        return ((_bytes_of(values), offset),)
+    starts = _starts(values.shape[:outer], strides)
+    return ((_bytes_of(values[index]), offset + start * values.itemsize) for index, start in starts)
+
+
+def _packed(values: np.ndarray) -> np.ndarray:
+    """The same elements without gaps, in this thread's buffer."""
+    packed = scratch("packed", values.shape, values.dtype)
+    packed[...] = values
+    return packed
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ckpt_core.sdk import Architecture
 from ckpt_hf.common import Family
+from ckpt_hf.heads import is_language_model
 
 T = TypeVar("T")
 
@@ -123,8 +125,16 @@ def classes_of(kind: str) -> list[Family]:
     return [*(family for _, family in said), *headed]
 
 
-def classes_with_head_of(architecture: Architecture) -> list[Family]:
-    """The classes whose models have the kind of head that a model has, in the order of preference."""
+def classes_with_head_of(architecture: Architecture, first: str) -> Iterator[Family]:
+    """The classes whose models have the kind of head that a model has, in the order of preference: those of the type `first` first."""
+    if is_language_model(architecture):
+        modules = [_MODULE_OF[first]] if first in _MODULE_OF else []
+        of_first = [one for module in modules for one in _said(module) if one.model_type == first]
+        others = (
+            one for module in _MODULES for one in _said(module) if one.model_type != first
+        )  # mostly not looked at
+        yield from (one for one in itertools.chain(of_first, others) if one.head is None)
+        return
     said = [family for module in _MODULES for family in _said(module)]
     heads = {id(head): head for family in said for head in (*family.heads, family.head) if head is not None}
     known = {number for number, head in heads.items() if head.holds(architecture)}
@@ -136,7 +146,7 @@ def classes_with_head_of(architecture: Architecture) -> list[Family]:
         for place, head in enumerate(family.heads)
         if id(head) in known
     ]
-    return [*plain, *headed]
+    yield from sorted([*plain, *headed], key=lambda family: family.model_type != first)
 
 
 class OnDemand(Sequence[T]):

@@ -25,6 +25,12 @@ def encodes(architecture: Architecture, head: bool = False) -> bool:
     return alone and architecture.tokens is not None and (architecture.head is not None) == head
 
 
+def is_language_model(architecture: Architecture) -> bool:
+    """Whether a model is a decoder with the head over the vocabulary and nothing else: none of the other heads is on it."""
+    alone = architecture.decoder is not None and architecture.encoder is None and architecture.head is not None
+    return alone and architecture.classifier is None and architecture.vision is None
+
+
 def _pooling(architecture: Architecture) -> schema.Pooling | None:
     return architecture.classifier.pooling if architecture.classifier else None
 

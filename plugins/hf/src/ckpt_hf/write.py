@@ -141,8 +141,7 @@ def choose(
         model = rewrites.vocabulary_rows(model, tokens.vocabulary)
     for change in asked:
         model = change(model)
-    families = _families(model.architecture, wanted, among)
-    families.sort(key=lambda family: family.model_type != hints.get("model_type"))
+    families = _families(model.architecture, wanted, among, str(hints.get("model_type")))
     ids, reasons = company.known_ids(checkpoint)
     notes = {**hints.get("noted", {}), **checkpoint.notes, **ids}
     refused: list[_Candidate] = []
@@ -164,9 +163,10 @@ def choose(
         return Fit(family, candidate.model, config | arrangement, spelling, [*reasons, *unknown])
     nearest, lack = _nearest(refused, notes)
     explained = checkpoint.explained(lack)
-    if len(families) == 1 and not explained:
+    alone = len({id(candidate.family) for candidate in refused}) == 1
+    if alone and not explained:
         raise lack
-    if len(families) == 1:
+    if alone:
         raise Refusal(
             f"{nearest.class_name} does not hold this model exactly",
             found=errors.Lines([*str(lack).split("\n"), *explained]),
@@ -203,25 +203,31 @@ class _Candidate:
         return self.family.config.write(self.facts, notes)
 
 
-def _families(architecture: Architecture, wanted: str, among: Collection[str]) -> list[Family]:
-    """The classes that may be chosen: of those that the user or the caller names, the ones for this kind of head, if there are any."""
+def _families(architecture: Architecture, wanted: str, among: Collection[str], first: str) -> Iterator[Family]:
+    """The classes that may be chosen, those of the type `first` first: of those that the user or the caller names, the ones for
+    this kind of head, if there are any."""
 
     def is_named(family: Family) -> bool:
         if wanted:
             return wanted in (family.class_name, family.model_type)
         return not among or family.class_name in among
 
-    found = [family for family in classes_with_head_of(architecture) if is_named(family)]
-    found = found or [family for family in FAMILIES if is_named(family)]
-    if not found and wanted:
-        raise errors.UsageError(f"unknown hf_class {wanted!r}", expected=", ".join(CLASS_NAMES))
-    return found
+    found = False
+    for family in filter(is_named, classes_with_head_of(architecture, first)):
+        found = True
+        yield family
+    if not found:
+        others = sorted(filter(is_named, FAMILIES), key=lambda family: family.model_type != first)
+        if not others and wanted:
+            raise errors.UsageError(f"unknown hf_class {wanted!r}", expected=", ".join(CLASS_NAMES))
+        yield from others
 
 
-def _candidates(model: rewrites.Rewritable, families: list[Family]) -> Iterator[_Candidate]:
+def _candidates(model: rewrites.Rewritable, families: Iterable[Family]) -> Iterator[_Candidate]:
     """Every class with the model as it is; then with what each of them asks for first, which changes least; and so on."""
-    facts = facts_of(model.architecture)
+    facts, asked = facts_of(model.architecture), []
     for family in families:
+        asked.append(family)
         yield _Candidate.of(family, model, facts)
 
     @functools.cache
@@ -229,8 +235,8 @@ def _candidates(model: rewrites.Rewritable, families: list[Family]) -> Iterator[
         changed = change(model)
         return changed, facts_of(changed.architecture)
 
-    for changes in itertools.zip_longest(*(family.rewrites for family in families)):
-        for family, change in zip(families, changes, strict=True):
+    for changes in itertools.zip_longest(*(family.rewrites for family in asked)):
+        for family, change in zip(asked, changes, strict=True):
             if change is not None and after(change)[0] is not model:
                 yield _Candidate.of(family, *after(change))
 
