@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckpt_core.cli.names import FormatCommand, FormatName
+from ckpt_core.cli.names import PATH, FormatCommand, FormatName
 from ckpt_core.cli.options import for_each_side, reading, training_state
 from ckpt_core.cli.output import Page, emit_json, paint, say
 from ckpt_core.cli.progress import progress
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=FormatCommand, short_help="Compare two checkpoints of any formats.")
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
 @reading
 @training_state
 @click.option(

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from ckpt_core.cli.names import FormatCommand
+from ckpt_core.cli.names import PATH, FormatCommand
 from ckpt_core.cli.options import reading, training_state
 from ckpt_core.cli.output import emit_json, say
 from ckpt_core.cli.progress import progress
 
 
 @click.command(cls=FormatCommand, short_help="Hash the model in a checkpoint.")
-@click.argument("src")
+@click.argument("src", type=PATH)
 @reading
 @training_state
 def command(src: str, *, as_json: bool, training: bool, **asked: Any) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from ckpt_core.cli.names import FormatCommand, FormatName, OptionOfFormat
+from ckpt_core.cli.names import PATH, FormatCommand, FormatName, OptionOfFormat
 from ckpt_core.cli.options import pairs
 from ckpt_core.cli.output import Page, emit_json, paint, say, shortened
 from ckpt_core.errors import UsageError
@@ -15,8 +15,8 @@ from ckpt_core.text import plural
 
 @click.command(cls=FormatCommand, short_help="Trace every element through a format, for your own sizes and layout.")
 @click.argument("format", type=FormatName())
-@click.option("--config", metavar="FILE", help="The model: an HF config.json or our architecture.json.")
-@click.option("--like", metavar="SRC", help="The model: that of a checkpoint.")
+@click.option("--config", type=PATH, metavar="FILE", help="The model: an HF config.json or our architecture.json.")
+@click.option("--like", type=PATH, metavar="SRC", help="The model: that of a checkpoint.")
 @click.option("--tp", type=click.IntRange(min=1), metavar="N", help="Tensor parallel ranks.")
 @click.option("--pp", type=click.IntRange(min=1), metavar="N", help="Pipeline parallel stages.")
 @click.option("--ep", type=click.IntRange(min=1), metavar="N", help="Expert parallel ranks.")
