@@ -16,7 +16,6 @@ from ckpt_core import __version__
 from ckpt_core.cli.output import Page, emit_json, paint, say, table
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
-from ckpt_core.storage.bytes.pagecache import memory
 from ckpt_core.text import plural
 
 if TYPE_CHECKING:
@@ -183,6 +182,8 @@ def _disks() -> list[tuple[str, int, str]]:
 
 
 def _json(examined: list[Examination], mismatched: list[str], healthy: bool) -> dict[str, object]:
+    from ckpt_core.storage.bytes.pagecache import memory
+
     total, available = memory()
     return {
         "healthy": healthy,
@@ -221,6 +222,8 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
         "mismatched",
         *(paint(f"{one}, where ckpt-core is {__version__}: install all of one version", "red") for one in mismatched),
     )
+    from ckpt_core.storage.bytes.pagecache import memory
+
     total, available = memory()
     if total is not None and available is not None:
         page.say(
