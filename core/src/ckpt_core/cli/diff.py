@@ -42,6 +42,10 @@ def command(
     Formats, parallel layouts, storage dtypes and vocabulary padding don't matter. An option -o KEY=VALUE goes to
     each side that has it, -o a.KEY=VALUE and -o b.KEY=VALUE to one. With --training-state the moments of both optimizers, their steps and
     their hyper-parameters are compared too.
+
+    \b
+    ckpt diff model run/step-1000
+    ckpt diff run-tp2 run-tp4 --training-state
     """
     from ckpt_core.api import read_checkpoint
     from ckpt_core.verify.difference import compare, compare_training

@@ -43,6 +43,11 @@ def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | No
     """Say what SRC is: format, layout, architecture, parameters, dtypes, and what is lost; with --all, which formats can hold it.
 
     Only headers are read, so this takes no time for a model of any size; with --stats all of it is read, once.
+
+    \b
+    ckpt inspect run/step-1000
+    ckpt inspect hf://Qwen/Qwen3-0.6B --all
+    ckpt inspect model --stats --html model.html
     """
     from ckpt_core.api import read_model_or_fragment
 

@@ -88,6 +88,10 @@ def command(
     added, and a changed dtype or a rewrite counts only if the receipt records it. The state of a training is checked where the receipt records it,
     and without a receipt with --training-state. An option -o KEY=VALUE goes to each side that
     has it, -o src.KEY=VALUE and -o dst.KEY=VALUE to one.
+
+    \b
+    ckpt verify run/step-1000 model
+    ckpt verify run/step-1000 model --logits --plot difference.png
     """
     from ckpt_core.api import read_checkpoint
     from ckpt_core.plugins.discovery import require
