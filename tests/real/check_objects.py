@@ -517,13 +517,13 @@ READING = {"list", "head", "get", "range", "parts"}
 def test_each_trouble_of_a_store_passes(
     store: S3Store, troubled: Troubled, model: Path, small_parts: None, tmp_path: Path, trouble: str
 ) -> None:
-    """Each third request, of each kind, has the trouble; from bucket to bucket, verified there."""
+    """Each fourth request, of each kind, has the trouble; from bucket to bucket, verified there."""
     source, address = put(store, model, f"trouble/{trouble}/from"), f"s3://{BUCKET}/trouble/{trouble}/to"
     lock, struck = threading.Lock(), Counter[str]()
 
     def strikes(kind: str, number: int) -> str | None:
         with lock:
-            if number % 3 != 1 or (trouble == "error in 200" and kind != "complete"):
+            if number % 4 != 1 or (trouble == "error in 200" and kind != "complete"):
                 return None  # S3 begins a long answer before it knows the end of the work
             if trouble == "short answer" and kind not in READING:
                 return None
