@@ -539,7 +539,9 @@ def test_each_trouble_of_a_store_passes(
     troubled.calm()
     assert verdict[0] == 0, verdict
     assert written.fingerprint == fingerprint(model) == fingerprint(address)
-    assert not Seen(address).uploads() and not list((tmp_path / "spool").iterdir())
+    assert not list((tmp_path / "spool").iterdir())
+    seen = Seen(address)  # of an upload whose name was lost on the way nobody knows
+    assert not seen.parts() and (trouble == "lost answer" or not seen.uploads())
     assert struck["complete"] or trouble == "short answer"
     assert struck["range"] + struck["get"] or trouble == "error in 200"
 
