@@ -494,7 +494,7 @@ def test_the_command_leaves_one_that_lives_alone(
 
     def wait(kind: str, number: int) -> None:
         if (kind, number) == ("send", 3):
-            slow.wait(90)
+            slow.wait(250)
 
     troubled.before = wait
     first = Command(large, address, tmp_path / "a")

@@ -16,7 +16,6 @@ from ckpt_core import __version__
 from ckpt_core.cli.output import Page, emit_json, paint, say, table
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
-from ckpt_core.storage.bytes.pagecache import memory
 from ckpt_core.text import plural
 
 if TYPE_CHECKING:
@@ -183,6 +182,13 @@ def _temporary() -> str | None:
         return None
 
 
+def _memory() -> tuple[int | None, int | None]:
+    """All memory of this machine, and what is available, in bytes."""
+    from ckpt_core.storage.bytes.pagecache import memory
+
+    return memory()
+
+
 def _disks() -> list[tuple[str, int, str]]:
     """Free bytes here and where temporary files go."""
     from ckpt_core.storage.bytes.space import free_space
@@ -196,7 +202,7 @@ def _disks() -> list[tuple[str, int, str]]:
 
 
 def _json(examined: list[Examination], mismatched: list[str], healthy: bool) -> dict[str, object]:
-    total, available = memory()
+    total, available = _memory()
     return {
         "healthy": healthy,
         "versions": _versions(),
@@ -234,7 +240,7 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
         "mismatched",
         *(paint(f"{one}, where ckpt-core is {__version__}: install all of one version", "red") for one in mismatched),
     )
-    total, available = memory()
+    total, available = _memory()
     if total is not None and available is not None:
         page.say(
             "memory",
