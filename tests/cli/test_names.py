@@ -24,10 +24,10 @@ class TestNearNames:
     @pytest.mark.parametrize(("asked", "meant"), [("conver", "convert"), ("compare", "diff"), ("inspct", "inspect")])
     def test_commands(self, ckpt, asked, meant):
         ran = ckpt(asked)
-        assert ran.code == 2 and f"Did you mean '{meant}'?" in ran.err
+        assert ran.code == 2 and f"did you mean 'ckpt {meant}'?" in ran.err
 
     def test_a_command_like_no_other(self, ckpt):
-        assert "Did you mean" not in ckpt("xyzzy").err
+        assert "did you mean" not in ckpt("xyzzy").err
 
     @pytest.mark.parametrize("asked", ["toi", "toys", "plaything", "Play-Thing", "play_thing"])
     def test_formats(self, ckpt, asked, tmp_path):

@@ -111,8 +111,8 @@ class TestEndings:
     )
     def test_wrong_usage(self, ckpt, arguments):
         ran = ckpt(*arguments)
-        assert ran.code == 2 and "Usage: ckpt" in ran.err and ran.out == ""
-        assert "problem" in ckpt(*arguments, "--json").json["error"]
+        assert ran.code == 2 and ran.err.startswith("error: ") and "#usage-error" in ran.err and ran.out == ""
+        assert ckpt(*arguments, "--json").json["error"]["anchor"] == "usage-error"
 
     @pytest.mark.parametrize(("engine", "package"), [("dask", "distributed"), ("ray", "ray")])
     def test_engines_that_are_not_installed(self, ckpt, model, tmp_path, monkeypatch, engine, package):

@@ -247,6 +247,17 @@ def test_overwrite_of_a_link_leaves_its_target_alone(model: Path, tmp_path: Path
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_nothing_goes_into_another_checkpoint(model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "out", to="hf", sync=False)
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "out/more").mkdir()
+    for place in ("out/new", "out/more/new", "link/new"):
+        with pytest.raises(CkptError, match="the destination is inside another checkpoint") as error:
+            convert(model, tmp_path / place, to="ir")
+        assert str(tmp_path / "out" / RECEIPT) in str(error.value)
+        assert not (tmp_path / place).exists()
+
+
 def test_two_runs_at_once_are_one_clear_error(model: Path, tmp_path: Path) -> None:
     """The second is refused at once, and the first is none the worse for it."""
     started, refused, errors = threading.Event(), threading.Event(), []

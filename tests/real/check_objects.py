@@ -10,6 +10,7 @@ import contextlib
 import http.server
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,18 +18,21 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import obstore
 import pytest
 from killed_upload import PART, killed
 from obstore.store import S3Store
+from troubled_store import TROUBLES, Troubled
 
 from ckpt_core import convert, fingerprint, open_checkpoint
-from ckpt_core.engine import parts
+from ckpt_core.engine import claim, parts
 from ckpt_core.engine.uploads import SENDERS
 from ckpt_core.errors import CkptError, FormatError, StoreError
 from ckpt_core.receipt.places import RECEIPT
@@ -36,6 +40,7 @@ from ckpt_core.storage.bytes.remote import ranges, writable
 from ckpt_core.storage.bytes.remote.objects import Hiccup
 from ckpt_core.storage.bytes.remote.s3 import S3
 from ckpt_core.storage.bytes.remote.writing import Body, Gone, Taken
+from ckpt_tests import tiny
 from ckpt_tests.folders import contents
 from ckpt_tests.goldens import SHIPPED
 from ckpt_tests.program import ckpt
@@ -94,6 +99,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(ranges, "_STEPS", ranges._Steps())
+    monkeypatch.setattr(claim, "SILENCE", 0.1)  # the runs that are killed here are dead
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -339,6 +345,205 @@ def test_killed_at_every_part(
         assert not list((tmp_path / "spool").iterdir())
 
 
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 90 MB, which has parts of the size that they really have, in two files."""
+    folder = tmp_path_factory.mktemp("large") / "llama"
+    tiny.build(folder, "llama", num_hidden_layers=1, vocab_size=40_000, hidden_size=256, num_attention_heads=4)
+    return folder
+
+
+@pytest.fixture
+def troubled(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Troubled]:
+    """The server of this session behind one that makes trouble."""
+    server = Troubled(urlsplit(os.environ["AWS_ENDPOINT_URL"]).port or 0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    forget_clients()
+    yield server
+    server.shutdown()
+    forget_clients()
+
+
+def forget_clients() -> None:
+    writable._s3.cache_clear()
+    ranges.store_of.__globals__["_store"].cache_clear()
+
+
+class Command:
+    """`ckpt convert` of a model to an address, a process of its own that may be killed."""
+
+    def __init__(self, model: Path, address: str, spool: Path, *more: str) -> None:
+        words = ["convert", model, address, "--to", "hf", "--max-shard-size", "50MB", "--spool", spool, *more]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ckpt_core", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def ended(self) -> tuple[int, str]:
+        out = self.process.communicate(timeout=300)[0]
+        return self.process.returncode, out.decode()
+
+
+def killed_at(server: Troubled, kind: str, number: int, after: bool, start: Callable[[], Command]) -> None:
+    """Have a command be killed when its `number`-th request of a kind arrives, or when that has had its effect."""
+    begun: list[Command] = []
+
+    def kill(seen: str, count: int) -> str | None:
+        if (seen, count) != (kind, number):
+            return None
+        begun[0].kill()
+        return "lost answer" if after else "lost request"
+
+    server.calm()
+    if after:
+        server.after = kill
+    else:
+        server.before = kill
+    begun.append(start())
+    code, text = begun[0].ended()
+    server.calm()
+    assert code == -signal.SIGKILL, (kind, number, after, code, text)
+
+
+CHAIN = [
+    ("put", 1, True),  # the claim
+    ("send", 1, False),
+    ("send", 2, True),
+    ("parts", 1, True),
+    ("send", 1, True),
+    ("complete", 1, False),
+    ("complete", 1, True),
+    ("put", 1, True),  # a document
+    ("put", 2, False),
+    ("remove", 1, False),
+]
+"""Where the command is killed, each time further on."""
+
+
+def test_the_command_is_killed_again_and_again(store: S3Store, troubled: Troubled, large: Path, tmp_path: Path) -> None:
+    address, spool = f"s3://{BUCKET}/command/chosen", tmp_path / "spool"
+    seen = Seen(address)
+    for kind, number, after in CHAIN:
+        killed_at(troubled, kind, number, after, lambda: Command(large, address, spool))
+        assert not any(name.endswith(RECEIPT) for name in seen.objects()) or kind == "remove", (kind, number)
+    code, text = Command(large, address, spool).ended()
+    assert code == 0 and "done before" in text, text
+    whole_and_alone(large, address, spool, tmp_path)
+
+
+def whole_and_alone(model: Path, address: str, spool: Path, tmp_path: Path) -> None:
+    """All of an output is at the address, nothing else, nothing in the spool, and no upload."""
+    convert(model, tmp_path / "local", to="hf", sync=False, options={"max_shard_size": "50MB"})
+    there, local = Seen(address).objects(), tmp_path / "local"
+    assert there.keys() == {f"/{one.name}" for one in local.iterdir()}
+    assert all(there[f"/{one.name}"] == one.read_bytes() for one in local.iterdir() if one.name != RECEIPT)
+    assert not Seen(address).uploads() and not list(spool.iterdir())
+    assert ckpt("verify", model, address)[0] == 0
+
+
+def test_the_command_is_killed_at_any_time(store: S3Store, large: Path, tmp_path: Path) -> None:
+    address, spool, chance = f"s3://{BUCKET}/command/random", tmp_path / "spool", random.Random(7)
+    begun = time.monotonic()
+    assert Command(large, address, spool).ended()[0] == 0
+    whole = time.monotonic() - begun
+    seen, killed = Seen(address), 0
+    seen.clear()
+    for _ in range(12):
+        command = Command(large, address, spool)
+        time.sleep(chance.uniform(0.2, 1.0) * whole)
+        killed += command.process.poll() is None
+        command.kill()
+        if RECEIPT in "".join(there := seen.objects()):
+            assert not seen.uploads()
+            if ".ckpt-partial" not in there and killed < 10:
+                seen.clear()
+    assert killed > 3
+    code, text = Command(large, address, spool).ended()
+    assert code == 0, text
+    for _, upload in seen.uploads():  # of a run that was killed between its uploads and its claim
+        assert not seen.client.list_parts(Bucket=BUCKET, Key=_, UploadId=upload).get("Parts")
+        seen.client.abort_multipart_upload(Bucket=BUCKET, Key=_, UploadId=upload)
+    whole_and_alone(large, address, spool, tmp_path)
+
+
+def test_the_command_goes_on_elsewhere_once_the_other_machine_is_silent(
+    store: S3Store, troubled: Troubled, large: Path, tmp_path: Path
+) -> None:
+    address = f"s3://{BUCKET}/command/elsewhere"
+    killed_at(troubled, "send", 4, True, lambda: Command(large, address, tmp_path / "a"))
+    there = Seen(address).parts()
+    first = Command(large, address, tmp_path / "b")
+    time.sleep(5)
+    code, text = ckpt("inspect", address)
+    assert code == 1 and "a conversion to this address is not finished" in text, text
+    code, text = first.ended()
+    assert code == 0 and "waiting up to 60 s" in text, text
+    assert there and troubled.seen["send"] < 7
+    whole_and_alone(large, address, tmp_path / "b", tmp_path)
+
+
+def test_the_command_leaves_one_that_lives_alone(
+    store: S3Store, troubled: Troubled, large: Path, tmp_path: Path
+) -> None:
+    """The first one is slow; the second one looks, names it, and ends; a third one of something else is refused, too."""
+    address = f"s3://{BUCKET}/command/both"
+    slow = threading.Event()
+
+    def wait(kind: str, number: int) -> None:
+        if (kind, number) == ("send", 3):
+            slow.wait(90)
+
+    troubled.before = wait
+    first = Command(large, address, tmp_path / "a")
+    while troubled.seen["send"] < 3:
+        time.sleep(0.1)
+    code, text = Command(large, address, tmp_path / "b").ended()
+    assert code == 1 and "another run is at the same conversion" in text and str(first.process.pid) in text, text
+    code, text = Command(large, address, tmp_path / "c", "--dtype", "bf16").ended()
+    assert code == 1 and "an unfinished conversion of something else is in the way" in text, text
+    assert str(first.process.pid) in text, text
+    slow.set()
+    assert first.ended()[0] == 0
+    whole_and_alone(large, address, tmp_path / "a", tmp_path)
+
+
+READING = {"list", "head", "get", "range", "parts"}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_each_trouble_of_a_store_passes(
+    store: S3Store, troubled: Troubled, model: Path, small_parts: None, tmp_path: Path, trouble: str
+) -> None:
+    """Each third request, of each kind, has the trouble; from bucket to bucket, verified there."""
+    source, address = put(store, model, f"trouble/{trouble}/from"), f"s3://{BUCKET}/trouble/{trouble}/to"
+    lock, struck = threading.Lock(), Counter[str]()
+
+    def strikes(kind: str, number: int) -> str | None:
+        with lock:
+            if number % 3 != 1 or (trouble == "error in 200" and kind != "complete"):
+                return None  # S3 begins a long answer before it knows the end of the work
+            if trouble == "short answer" and kind not in READING:
+                return None
+            struck[kind] += 1
+            return trouble
+
+    if trouble in ("lost answer", "short answer"):
+        troubled.after = strikes
+    else:
+        troubled.before = strikes
+    written = convert(source, address, to="nanotron", tp=2, spool=tmp_path / "spool")
+    verdict = ckpt("verify", source, address)
+    troubled.calm()
+    assert verdict[0] == 0, verdict
+    assert written.fingerprint == fingerprint(model) == fingerprint(address)
+    assert not Seen(address).uploads() and not list((tmp_path / "spool").iterdir())
+    assert struck["complete"] or trouble == "short answer"
+    assert struck["range"] + struck["get"] or trouble == "error in 200"
+
+
 def test_what_a_real_store_refuses_is_said_and_keeps_the_work(
     store: S3Store, model: Path, small_parts: None, sends: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,8 +564,7 @@ def test_what_a_real_store_refuses_is_said_and_keeps_the_work(
         convert(model, address, to="hf", dtype="bf16", spool=tmp_path / "other")
     with monkeypatch.context() as gone:
         gone.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        writable._s3.cache_clear()
-        ranges.store_of.__globals__["_store"].cache_clear()
+        forget_clients()
         code, text = ckpt("convert", model, address, "--to", "hf", "--spool", tmp_path / "spool")
         assert code == 1 and "does not answer" in text and "Traceback" not in text, text
     with monkeypatch.context() as gone:
@@ -371,8 +575,7 @@ def test_what_a_real_store_refuses_is_said_and_keeps_the_work(
         writable._s3.cache_clear()
         with pytest.raises(StoreError, match="there are no credentials to write there"):
             writable.writable(address).begin(address, "")  # type: ignore[union-attr]
-    writable._s3.cache_clear()
-    ranges.store_of.__globals__["_store"].cache_clear()
+    forget_clients()
     assert Seen(address).parts() == there
     convert(model, address, to="hf", spool=tmp_path / "spool")
     assert len(sends) < 40 - there + 1

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ckpt_core import convert, fingerprint
 from ckpt_core.api import plan_conversion
-from ckpt_core.engine import parts, uploads
+from ckpt_core.engine import claim, parts, uploads
 from ckpt_core.engine.destination import room_for, staging_at
 from ckpt_core.engine.parts import Parts, part_size
 from ckpt_core.engine.run import run_plan
@@ -47,6 +51,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
     monkeypatch.setattr(ranges, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(ranges, "_STEPS", ranges._Steps())
     monkeypatch.setattr(parts, "PART", PART)
+    monkeypatch.setattr(claim, "SILENCE", 0.05)
     return bucket
 
 
@@ -197,6 +202,26 @@ def test_a_run_that_dies_anywhere_goes_on_from_the_parts(
     assert again == (0 if completed else bucket.calls.count("send") - there)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "on another machine"])
+def test_no_tag_need_be_an_md5(model: Path, bucket: Bucket, spool: Path, elsewhere: bool) -> None:
+    """A store that encrypts has others. Here the tags are those that we got; elsewhere nothing is known by them, and all is sent again."""
+    bucket.key = b"a key"
+    dies(bucket, "send", 12, True)
+    with pytest.raises(Killed):
+        convert(model, ADDRESS, to="hf")
+    revive(bucket)
+    (upload,) = bucket.uploads.values()
+    there = len(upload.parts)
+    bucket.calls.clear()
+    if elsewhere:
+        shutil.rmtree(spool)
+    convert(model, ADDRESS, to="hf")
+    total, sent = sum(1 for _ in Parts(plan_of(model).target.files, 1).all()), bucket.calls.count("send")
+    assert sent == total if elsewhere else sent - uploads.SENDERS < total - there <= sent
+    assert ckpt("verify", model, ADDRESS)[0] == 0
+    assert_clean(bucket, spool)
+
+
 def test_parts_that_the_store_lost_are_made_again(model: Path, bucket: Bucket, spool: Path) -> None:
     dies(bucket, "complete", 1, False)
     with pytest.raises(Killed):
@@ -224,14 +249,14 @@ def test_parts_that_the_store_lost_are_made_again(model: Path, bucket: Bucket, s
 
 
 @pytest.mark.parametrize("theirs", [False, True], ids=["an answer is lost", "another one is faster"])
-def test_a_claim_is_made_anew_for_uploads_that_are_gone(model: Path, bucket: Bucket, spool: Path, theirs: bool) -> None:
+def test_a_claim_is_changed_for_uploads_that_are_gone(model: Path, bucket: Bucket, spool: Path, theirs: bool) -> None:
     dies(bucket, "send", 4, False)
     with pytest.raises(Killed):
         convert(model, ADDRESS, to="hf")
     bucket.uploads.clear()
 
     def fault(name: str, number: int, after: bool) -> None:
-        if name == "put" and bucket.calls.count("put") == 1:
+        if name == "replace" and bucket.calls.count("replace") == 1:
             if theirs and not after:
                 bucket.keep(CLAIM, b'{"plan": "theirs", "uploads": {}}')
             elif after:
@@ -240,9 +265,9 @@ def test_a_claim_is_made_anew_for_uploads_that_are_gone(model: Path, bucket: Buc
     bucket.calls.clear()
     bucket.fault = fault
     if theirs:
-        with pytest.raises(BeingWritten):
+        with pytest.raises(StoreError, match="another run took over"):
             convert(model, ADDRESS, to="hf")
-        assert b"theirs" in bucket.objects[CLAIM].data
+        assert b"theirs" in bucket.objects[CLAIM].data and not bucket.uploads
     else:
         convert(model, ADDRESS, to="hf")
         assert_clean(bucket, spool)
@@ -295,6 +320,105 @@ def test_two_conversions_at_once_have_one_winner(model: Path, bucket: Bucket, sp
     with pytest.raises(CkptError, match="another conversion is writing to this destination"):
         convert(model, ADDRESS, to="hf")
     convert(model, ADDRESS, to="hf", dtype="bf16", spool=tmp_path / "theirs")
+    assert_clean(bucket, spool)
+
+
+def beside(
+    bucket: Bucket, moment: str, number: int, work: Callable[[], object]
+) -> list[object]:  # what came of it, in the end
+    """Have `work` be done once, as on another machine, when this run is at its `number`-th operation of a name."""
+    found: list[object] = []
+    seen = 0
+
+    def fault(name: str, _: int, after: bool) -> None:
+        nonlocal seen
+        seen += name == moment and not after
+        if name == moment and seen == number and not found:
+            found.append(None)
+            try:
+                found[0] = work()
+            except CkptError as error:
+                found[0] = error
+
+    bucket.fault = fault
+    return found
+
+
+def test_a_run_that_lives_keeps_the_same_one_of_another_machine_away(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "BEAT", 0.05)
+    monkeypatch.setattr(claim, "SILENCE", 5.0)
+    told: list[str] = []
+
+    def other() -> object:
+        return run_plan(
+            plan_of(model), ADDRESS, spool=str(tmp_path / "b"), listener=lambda one: told.append(one.remark)
+        )
+
+    found = beside(bucket, "send", 5, other)
+    convert(model, ADDRESS, to="hf")
+    (error,) = found
+    assert isinstance(error, BeingWritten) and "another run is at the same conversion" in str(error)
+    assert f"process {os.getpid()} on {socket.gethostname()}, since 20" in str(error)
+    assert len(told) == 1 and "waiting up to 5 s" in told[0]
+    assert ckpt("verify", model, ADDRESS)[0] == 0
+    assert_clean(bucket, spool)
+    assert_clean(bucket, tmp_path / "b")
+
+
+def test_a_run_that_was_taken_over_ends_and_drops_nothing(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still for longer than a run may, which its beats here always do."""
+    source = shutil.copytree(model, tmp_path / "source")
+    monkeypatch.setattr(claim, "BEAT", 1000.0)
+    monkeypatch.setattr(uploads, "SENDERS", 1)
+
+    def other() -> None:
+        plain = bucket.fault
+        dies(bucket, "send", 3, True)
+        with pytest.raises(Killed):
+            convert(source, ADDRESS, to="hf", spool=tmp_path / "b")
+        bucket.fault = plain
+        times = (source / "model.safetensors").stat()
+        os.utime(source / "model.safetensors", (1e9, 1e9))
+        restored.append(times)
+
+    restored: list[os.stat_result] = []
+    beside(bucket, "send", 5, other)
+    with pytest.raises(FormatError, match="changed while it was being read"):
+        convert(source, ADDRESS, to="hf")
+    revive(bucket)
+    (upload,) = bucket.uploads.values()
+    assert upload.parts and CLAIM in bucket.objects
+    os.utime(source / "model.safetensors", ns=(restored[0].st_atime_ns, restored[0].st_mtime_ns))
+    there = len(upload.parts)
+    bucket.calls.clear()
+    convert(source, ADDRESS, to="hf", spool=tmp_path / "b")
+    assert bucket.calls.count("send") == sum(1 for _ in Parts(plan_of(model).target.files, 1).all()) - there
+    assert ckpt("verify", source, ADDRESS)[0] == 0
+    assert_clean(bucket, tmp_path / "b")
+
+
+def test_a_run_that_was_taken_over_notices(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "BEAT", 0.02)
+
+    def taken(name: str, number: int, after: bool) -> None:
+        if name == "send" and not after:
+            if CLAIM in bucket.objects and b'"stolen"' not in bucket.objects[CLAIM].data:
+                said = {**json.loads(bucket.objects[CLAIM].data), "holder": "stolen", "host": "there"}
+                bucket.keep(CLAIM, json.dumps(said).encode())
+            time.sleep(0.05)
+
+    bucket.fault = taken
+    with pytest.raises(StoreError, match="another run took over this conversion") as error:
+        convert(model, ADDRESS, to="hf")
+    assert "on there, since" in str(error.value) and bucket.uploads and list(spool.iterdir())
+    revive(bucket)
+    convert(model, ADDRESS, to="hf")  # nobody beats any more: it goes on here
     assert_clean(bucket, spool)
 
 
@@ -376,6 +500,28 @@ def test_a_training_is_followed_into_a_bucket(model: Path, bucket: Bucket, tmp_p
     bucket.calls.clear()
     assert ckpt(*command) == (0, "") and not bucket.calls
     assert not (tmp_path / "s3:").exists() and not Path("s3:").exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (f"run/out/{RECEIPT}", "inside another checkpoint"),
+        (f"run/{RECEIPT}", "inside another checkpoint"),
+        ("run.ckpt-partial", "inside another checkpoint"),
+        ("run/out", "inside a file"),
+    ],
+)
+def test_nothing_goes_into_another_checkpoint(model: Path, bucket: Bucket, spool: Path, there: str, words: str) -> None:
+    bucket.keep(f"s3://bucket/{there}", b"{}")
+    with pytest.raises(CkptError, match=words) as error:
+        convert(model, f"{ADDRESS}/new", to="hf")
+    assert f"s3://bucket/{there}" in str(error.value) and not bucket.calls
+    del bucket.objects[f"s3://bucket/{there}"]
+    bucket.keep("s3://bucket/run", b"")  # some programs mark folders so
+    convert(model, f"{ADDRESS}/new", to="hf")
+    with pytest.raises(CkptError, match="the destination exists") as error:  # and none around another one
+        convert(model, ADDRESS, to="hf")
+    assert f"{ADDRESS}/new/" in str(error.value)
 
 
 # --- what lies on this machine meanwhile
@@ -460,10 +606,45 @@ def test_a_bucket_alone_is_no_destination(model: Path) -> None:
         assert "fix: give the output a name: s3://bucket/NAME" in text
 
 
-@pytest.mark.parametrize("path", ["/a/../b", "/a//b", "//a", "/./a"])
-def test_an_address_that_names_no_folder_is_refused(model: Path, path: str) -> None:
-    code, text = ckpt("convert", model, f"s3://bucket{path}", "--to", "hf")
-    assert code == 2 and "not that of a folder in a bucket" in text, text
+@pytest.mark.parametrize("path", ["/a/../b", "/a//b", "//a", "/./a", "/a\nb", "/a/.."])
+def test_an_address_that_names_no_folder_is_refused(model: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    for words in (["convert", model, f"s3://bucket{path}", "--to", "hf"], ["inspect", f"s3://bucket{path}"]):
+        code, text = ckpt(*words)
+        assert code == 2 and "not that of a folder in a bucket" in text, text
+    code, text = ckpt("convert", model, "s3://bucket/" + "x" * 250, "--to", "hf")
+    assert code == 2 and "too long" in text, text
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("s3:/bucket/x", "s3://bucket/x as text: pathlib.Path makes one slash of two"),
+        ("S3:/bucket/x", "s3://bucket/x as text"),
+        ("s3:bucket/x", "s3://bucket/x"),
+        ("hf:owner/name", "hf://owner/name"),
+        ("https:/server/x", "https://server/x as text"),
+    ],
+)
+def test_what_is_all_but_an_address_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, meant: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["inspect", given], ["convert", model, given, "--to", "hf"], ["convert", given, "out", "--to", "hf"]):
+        code, text = ckpt(*words)
+        assert code == 2 and "an address has two slashes behind its scheme" in text and meant in text, text
+        assert f"./{given}" in text and not list(tmp_path.iterdir())
+    (tmp_path / given.split("/")[0]).mkdir()
+    code, text = ckpt("inspect", given)
+    assert code == 1 and "no such file or folder" in text, text
+
+
+def test_a_scheme_may_be_written_large(model: Path, bucket: Bucket) -> None:
+    receipt = convert(model, "S3://bucket/run/out/", to="hf")
+    assert RECEIPT in bucket.folder(ADDRESS)
+    assert convert(model, ADDRESS, to="hf").found
+    assert fingerprint("S3://bucket/run/out") == receipt.fingerprint
 
 
 def test_without_boto3_it_is_said_what_to_install(model: Path) -> None:

@@ -194,6 +194,35 @@ def test_what_is_not_there_is_one_error(site: Site, tmp_path: Path) -> None:
         assert "secret" not in text and "Traceback" not in text
 
 
+def test_what_signs_a_url_is_written_nowhere(site: Site, tmp_path: Path) -> None:
+    convert(site.folder / "llama", site.folder / "one.nemo", to="nemo", sync=False)
+    signed = f"{site.url}one.nemo?X-Amz-Credential=WHO&X-Amz-Signature=SECRET"
+    staged: list[bytes] = []
+
+    def look(_: object) -> None:
+        staged.extend(one.read_bytes() for one in (tmp_path / "out.ckpt-partial").rglob("*") if one.is_file())
+
+    convert(signed, tmp_path / "out", to="hf", sync=False, listener=look)
+    assert len(staged) > 3
+    said = [
+        ckpt(command, *words)[1]
+        for command, *words in (
+            ["inspect", signed],
+            ["inspect", signed, "--json"],
+            ["convert", signed, tmp_path / "b", "--to", "hf", "--json"],
+            ["convert", signed, tmp_path / "c", "--to", "hf", "--dry-run", "--json"],
+            ["verify", signed, tmp_path / "out"],
+            ["inspect", signed.replace("one.nemo", "none.nemo")],
+            ["inspect", signed.replace("SECRET", "SE CRET")],
+            ["inspect", signed.replace("http://", "msc://")],
+            ["convert", tmp_path / "out", signed, "--to", "hf"],
+        )
+    ]
+    written = [one.read_bytes() for one in tmp_path.rglob("*") if one.is_file()]
+    for text in (*(one.encode() for one in said), *staged, *written):
+        assert b"SECRET" not in text and b"SE CRET" not in text and b"WHO" not in text, text
+
+
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "a//x", "/x", "a\0b", "y" * 300])
 def test_a_name_that_is_no_path_is_refused(name: str) -> None:
     with pytest.raises(FormatError, match="a name that no file can have"):

@@ -1,10 +1,13 @@
-"""The addresses of what a path on this machine stands for: whatever a person or a receipt reads names the address."""
+"""The addresses of what a path on this machine stands for: whatever a person or a receipt reads names the address.
+
+What signs a URL stands for nothing, and is read by nobody.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-_ADDRESSES: dict[str, str] = {}  # folder -> the address that it stands for
+_ADDRESSES: dict[str, str] = {}  # folder -> the address that it stands for; the query of a URL -> nothing
 
 
 def stands_for(folder: str, address: str) -> None:

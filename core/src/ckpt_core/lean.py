@@ -38,13 +38,14 @@ __all__ = ["dataclass"]
 
 def _methods(made: type, fields: Sequence[dataclasses.Field[Any]]) -> dict[str, Callable[..., Any]]:
     """The methods of a frozen dataclass with these fields."""
-    shown = [field.name for field in fields if field.repr]
+    named = [field.name for field in fields if field.repr]
+    shown, words = _values(named), ", ".join(f"{name}=%r" for name in named)
     compared = _values([field.name for field in fields if field.compare])
     hashed = _values([field.name for field in fields if (field.compare if field.hash is None else field.hash)])
 
     @reprlib.recursive_repr()
     def __repr__(self: object) -> str:
-        return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+        return f"{type(self).__qualname__}({words % shown(self)})"
 
     def __eq__(self: object, other: object) -> bool:
         return compared(self) == compared(other) if other.__class__ is self.__class__ else NotImplemented

@@ -16,6 +16,7 @@ from ckpt_core import __version__
 from ckpt_core.cli.output import Page, emit_json, paint, say, table
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
+from ckpt_core.storage.bytes.pagecache import memory
 from ckpt_core.text import plural
 
 if TYPE_CHECKING:
@@ -167,19 +168,6 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _memory() -> tuple[int | None, int | None]:
-    """All memory, and what is available, in bytes; None where the system does not say."""
-    found: dict[str, int] = {}
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                name, _, rest = line.partition(":")
-                found[name] = int(rest.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return found.get("MemTotal"), found.get("MemAvailable")
-
-
 def _disks() -> list[tuple[str, int, str]]:
     """Free bytes here and where temporary files go."""
     import tempfile
@@ -195,7 +183,7 @@ def _disks() -> list[tuple[str, int, str]]:
 
 
 def _json(examined: list[Examination], mismatched: list[str], healthy: bool) -> dict[str, object]:
-    memory, available = _memory()
+    total, available = memory()
     return {
         "healthy": healthy,
         "versions": _versions(),
@@ -218,7 +206,7 @@ def _json(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
         ],
         "machine": {
             "cores": os.cpu_count() or 1,
-            "memory": memory,
+            "memory": total,
             "available": available,
             "disks": [{"path": path, "free": free, "mount": mount} for path, free, mount in _disks()],
         },
@@ -233,11 +221,11 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
         "mismatched",
         *(paint(f"{one}, where ckpt-core is {__version__}: install all of one version", "red") for one in mismatched),
     )
-    memory, available = _memory()
-    if memory is not None and available is not None:
+    total, available = memory()
+    if total is not None and available is not None:
         page.say(
             "memory",
-            f"{size_text(available)} available of {size_text(memory)}; a conversion takes 256 MiB, see --max-memory",
+            f"{size_text(available)} available of {size_text(total)}; a conversion takes 256 MiB, see --max-memory",
         )
     page.say("cores", str(os.cpu_count() or 1))
     page.say("disk", *(f"{size_text(free)} free at {path} (on {mount})" for path, free, mount in _disks()))

@@ -53,8 +53,8 @@ def show(launch: Launch) -> None:
             text = shlex.join(argument.words) or f"{argument.name}: {argument.value}"
             say(f"#   {text}" + ("" if argument.default is UNKNOWN else f"    (its own: {argument.default})"))
     else:
-        what = "everything" if taken else "nothing"
-        say(f"# {launch.framework} takes {what} that the model is from the checkpoint.")
+        told = f"is told {'by this file' if launch.document else 'here'} what the model is; the checkpoint gives it weights alone"
+        say(f"# {launch.framework} {'finds in the checkpoint what the model is' if taken else told}.")
     if not launch.document:
         for argument in silent:
             if not argument.words:

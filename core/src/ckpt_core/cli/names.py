@@ -20,6 +20,11 @@ class FormatName(click.ParamType):
 
     name = "format"
 
+    def known(self) -> tuple[str, ...]:
+        from ckpt_core.plugins.installed import format_names
+
+        return tuple(format_names())
+
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from ckpt_core.plugins.installed import format_names
 

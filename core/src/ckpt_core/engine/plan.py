@@ -346,7 +346,7 @@ def _check_links(source: Checkpoint, target: Target, problems: Problems) -> None
 
 def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
     files = {file.path: file for file in target.files}
-    checksums = {file.path: sorted(file.checksums, key=_start) for file in target.files}
+    checksums = {file.path: _InOrder(file.checksums) for file in target.files}
     found: dict[str, list[Write]] = {}
     # What is known in advance counts too: a byte that is written twice would be twice in the file's checksum.
     extents = {
@@ -372,7 +372,7 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
             continue
         strides = contiguous_strides(native.shape) if placed.quantised is None else placed.quantised.strides
         maps = (native.row.via.inverse(),) if native.row.via else ()
-        checksum = _around(placed.offset, checksums[placed.file]) or files[placed.file].whole
+        checksum = checksums[placed.file].around(placed.offset) or files[placed.file].whole
         encoded = None
         if placed.quantised is None:
             extents[placed.file].append((placed.offset, placed.offset + elements * placed.dtype.size, native.name))
@@ -400,7 +400,7 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
 def _encoded(
     placed: Placement,
     target: Target,
-    checksums: Mapping[str, Sequence[Checksum]],
+    checksums: Mapping[str, _InOrder],
     files: Mapping[str, OutputFile],
     problems: Problems,
 ) -> Encoded | None:
@@ -414,7 +414,7 @@ def _encoded(
         held,
         tuple((target.moved[piece.parameter], flat_tile(piece.tile, strides)) for piece in native.pieces),
         tuple(
-            _around(operand.stored.offset, checksums[operand.stored.file]) or files[operand.stored.file].whole
+            checksums[operand.stored.file].around(operand.stored.offset) or files[operand.stored.file].whole
             for operand in held.stored
         ),
         placed.kept,
@@ -426,14 +426,17 @@ def _held(placed: Placement) -> Quantised:
     return placed.quantised.quantised
 
 
-def _start(checksum: Checksum) -> int:
-    return checksum.start
+class _InOrder:
+    """The checksums of a file in the order of their starts, to be found by a byte that they are of."""
 
+    def __init__(self, checksums: Iterable[Checksum]) -> None:
+        self._checksums = sorted(checksums, key=lambda one: one.start)
+        self._starts = [one.start for one in self._checksums]
 
-def _around(offset: int, checksums: Sequence[Checksum]) -> Checksum | None:
-    """The checksum, of those in the order of their starts, whose bytes hold the one at `offset`."""
-    number = bisect.bisect_right(checksums, offset, key=_start) - 1
-    return checksums[number] if number >= 0 and offset < checksums[number].stop else None
+    def around(self, offset: int) -> Checksum | None:
+        """The checksum whose bytes hold the one at `offset`."""
+        number = bisect.bisect_right(self._starts, offset) - 1
+        return self._checksums[number] if number >= 0 and offset < self._checksums[number].stop else None
 
 
 def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budget: int) -> int:

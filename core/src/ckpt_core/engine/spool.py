@@ -2,6 +2,7 @@
 
     SPOOL/HASH.ckpt-partial/      named by the address; as any staging folder, and besides
         parts.jsonl               a line for each part that was sent, with its tag
+        holder                    a random text, by which the next run here knows that the claim is ours
 
 The files in it have their final size, and take no more room than what is in them: a part is sent when it is whole, and then a hole is
 made in its place. Nothing is published by a rename: see `uploads`.
@@ -18,24 +19,28 @@ from typing import TypeVar
 from blake3 import blake3
 
 from ckpt_core.addresses import spelled
+from ckpt_core.engine.claim import Claim, Tell, who
 from ckpt_core.engine.parts import Parts, Place
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.staging import Staging, is_whole
 from ckpt_core.engine.uploads import QUEUE, Uploads
-from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.errors import BeingWritten, CkptError, StoreError, UsageError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
+from ckpt_core.storage.bytes.files import pwrite_all, written
 from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.bytes.remote import found, localised
 from ckpt_core.storage.bytes.remote.ranges import again
+from ckpt_core.storage.bytes.remote.stores import address_of
 from ckpt_core.storage.bytes.remote.writing import WritableStore
 from ckpt_core.storage.bytes.space import drops_space
 
 T = TypeVar("T")
 
 _LOG = "parts.jsonl"
+_HOLDER = "holder"
 _ATTEMPTS = 3  # to look around, when nothing is done yet
 
 
@@ -51,20 +56,21 @@ class Spool(Staging):
     spooled = True
 
     def __init__(self, store: WritableStore, address: str, plan: Plan, folder: str | None = None) -> None:
-        self.address, self._store = address.rstrip("/"), store
+        self.address, self._store = address_of(address).rstrip("/"), store
         self.place = os.path.abspath(folder or default_spool())
         name = blake3(self.address.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         super().__init__(self.address, plan, sync=False, folder=os.path.join(self.place, name + UNFINISHED))
         files = plan.target.files
         self._single = files[0].path if plan.target.single_file else None
         self._receipt_at = receipt_beside(self.address) if self._single else f"{self.address}/{RECEIPT}"
-        self._log = os.path.join(self.folder, _LOG)
+        self._log, self._holder_at = os.path.join(self.folder, _LOG), os.path.join(self.folder, _HOLDER)
         self._parts = Parts(files, 2 * plan.workers)
         self._waiting: Counter[Place] = Counter()
         head = {name: value for name, value in self.head.items() if name != "boot"}
         head["source"] = spelled(plan.source.path)
         sizes = {file.path: file.size for file in files}
-        self._uploads = Uploads(store, self.address, self._address_of, self.path, self._parts, sizes, head, self._log)
+        self._claim = Claim(store, self.address, head, self._holder)
+        self._uploads = Uploads(store, self._claim, self._address_of, self.path, self._parts, sizes, self._log)
 
     def _address_of(self, name: str) -> str:
         """The address of a file of the output."""
@@ -97,13 +103,14 @@ class Spool(Staging):
         source = spelled(self._plan.source.path)
         if f"{self.address}/".startswith(f"{source}/"):
             raise CkptError("the destination is inside the source", file=self.address, fix="write somewhere else")
-        claim = self._uploads.claimed()
+        self._check_outside()
+        claim = self._claim.read()
         if claim is not None and claim["plan"] != self._plan.hash:
             was, wanted = self.differences(claim)
             raise CkptError(
                 "an unfinished conversion of something else is in the way",
-                file=self.address + UNFINISHED,
-                found=was,
+                file=self._claim.address,
+                found=f"{was}, by {who(claim)}",
                 expected=wanted,
                 fix="repeat the old command, or remove that object, and its uploads by a rule of the bucket for those that stay incomplete",
             )
@@ -123,6 +130,27 @@ class Spool(Staging):
                 fix=remove,
             )
         raise CkptError("the destination exists", file=self.address, found=named, fix=remove)
+
+    def _check_outside(self) -> None:
+        """Refuse an address inside the output of another conversion, be it finished or not, or inside that of a file."""
+        _, *names = self.address.partition("://")[2].split("/")
+        above = ["/".join(names[:count]) for count in range(1, len(names))]
+        root = self.address[: -len("/".join(names))]
+        for place in (f"{root}{name}{kind}" for name in reversed(above) for kind in (f"/{RECEIPT}", UNFINISHED, "")):
+            there = None
+            with suppress(StoreError):  # who may not look above can't have put anything there
+                there = self._ask(place, self._store.written)
+            if there is not None and not (
+                there.size == 0 and not there.plan
+            ):  # an empty object may be the mark of a folder
+                raise CkptError(
+                    "the destination is inside another checkpoint"
+                    if place.endswith((RECEIPT, UNFINISHED))
+                    else "the destination is inside a file",
+                    file=self.address,
+                    found=place,
+                    fix="write somewhere else",
+                )
 
     def _ask(self, address: str, question: Callable[[str], T]) -> T:
         return again(address, lambda: question(address), _ATTEMPTS)
@@ -146,10 +174,24 @@ class Spool(Staging):
         """See `Staging`: as they lie in the files, so that parts fill one after the other."""
         return self._parts.in_order(transfers)
 
-    def create(self, files: Iterable[OutputFile]) -> None:
+    def _holder(self) -> str:
+        with suppress(FileNotFoundError), open(self._holder_at) as file:
+            if known := file.read().strip():
+                return known
+        fresh = os.urandom(16).hex()
+        with written(self._holder_at, os.O_CREAT | os.O_TRUNC) as descriptor:
+            pwrite_all(descriptor, memoryview(fresh.encode()), 0)
+        return fresh
+
+    def create(self, files: Iterable[OutputFile], tell: Tell) -> None:
         """Make the files here, and the uploads there. What was sent by an earlier run and is there no more is done again."""
-        super().create(files)
-        lost = self._uploads.open()
+        super().create(files, tell)
+        try:
+            lost = self._uploads.open(tell)
+        except BeingWritten:
+            if not self.done:
+                self.remove()
+            raise
         if lost:
             for transfer in self._plan.transfers:
                 if transfer.key in self.done and not lost.isdisjoint(self._parts.of(transfer)):
@@ -179,15 +221,16 @@ class Spool(Staging):
     def tidy(self) -> None:
         """See `Staging`; the claim goes, too."""
         with suppress(CkptError):
-            claim = self._uploads.claimed()
+            claim = self._claim.read()
             if claim is not None and claim["plan"] == self._plan.hash:
-                self._uploads.release()
+                self._claim.remove()
         super().tidy()
 
     def remove(self) -> None:
         """See `Staging`."""
-        with suppress(OSError):
-            os.unlink(self._log)
+        for path in (self._log, self._holder_at):
+            with suppress(OSError):
+                os.unlink(path)
         super().remove()
 
     def discard(self) -> None:

@@ -1,9 +1,9 @@
 """The uploads of an output to a store: begun for every data file, fed part by part, and completed when all is there.
 
-    ADDRESS.ckpt-partial     the claim: made first, by nobody who finds one; what is converted, and the names of the uploads
+    ADDRESS.ckpt-partial     the claim, made first (see `claim`): what is converted, and the names of the uploads
     ADDRESS/...              made at the end, the receipt last; then the claim is removed
 
-The claim keeps other conversions away, and lets this one go on from any machine. What was sent is believed by the tags that the
+The claim lets a conversion go on from any machine. What was sent is believed by the tags that the
 store lists: of the parts that this machine sent by the tag it got then, of any other part by the MD5 of the bytes that would be sent
 in its place.
 """
@@ -17,16 +17,14 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
+from ckpt_core.engine.claim import Claim, Tell, who
 from ckpt_core.engine.parts import Parts, Place
-from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError
+from ckpt_core.errors import CkptError, StoreError
 from ckpt_core.storage.bytes.files import naming
-from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.remote.ranges import again
 from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Taken, WritableStore, Written
 from ckpt_core.storage.bytes.space import drop_space
-from ckpt_core.storage.documents import parse_json
 
 SENDERS = 8
 QUEUE = 2 * SENDERS
@@ -37,28 +35,25 @@ _ATTEMPTS = 3  # while nothing is done yet
 class Uploads:
     """The data files of one output on their way to a store.
 
-    `address` is that of the output, `address_of` that of each file in it, `place` where a file lies on this machine. `head` says
-    what is converted, `head["plan"]` is its hash. `log` is a file for the tags of what was sent.
+    `claim` is that on the address of the output, `address_of` says the address of each file in it, `place` where a file lies on this
+    machine. `log` is a file for the tags of what was sent.
     """
 
     def __init__(
         self,
         store: WritableStore,
-        address: str,
+        claim: Claim,
         address_of: Callable[[str], str],
         place: Callable[[str], str],
         parts: Parts,
         files: Mapping[str, int],
-        head: Mapping[str, Any],
         log: str,
     ) -> None:
         self._store, self._address_of, self._place, self._parts = store, address_of, place, parts
-        self._files, self._head, self._plan, self._log = files, head, str(head["plan"]), log
-        self._claim = address.rstrip("/") + UNFINISHED
+        self._claim, self._files, self._plan, self._log = claim, files, claim.plan, log
         self._names: dict[str, str] = {}  # of the uploads, by the files' paths
         self._there: dict[str, dict[int, Part]] = {}
         self._complete: set[str] = set()
-        self._mine = False
         self.sent: dict[Place, str] = {}
         self._pool = ThreadPoolExecutor(SENDERS, "send")
         self._room = threading.Semaphore(QUEUE)
@@ -67,65 +62,47 @@ class Uploads:
 
     # --- the claim
 
-    def claimed(self) -> dict[str, Any] | None:
-        """What the claim at this address says; None if there is none."""
-        data = again(self._claim, lambda: self._store.read(self._claim), _ATTEMPTS)
-        if data is None:
-            return None
-        try:
-            found = parse_json(data, self._claim)
-        except FormatError:
-            found = None
-        if isinstance(found, dict) and isinstance(found.get("plan"), str) and isinstance(found.get("uploads"), dict):
-            return found
-        raise CkptError(
-            "what lies in the place of an unfinished conversion was not made by ckpt",
-            file=self._claim,
-            fix="move it away, or choose another name for the output",
-        )
-
-    def open(self) -> set[Place]:
+    def open(self, tell: Tell) -> set[Place]:
         """Find the uploads of an earlier run of this plan, or begin new ones. The parts that it sent and that are not there any more.
 
-        `CkptError` if another conversion goes on here.
+        `CkptError` if another conversion goes on here; `tell` is called with a sentence where that takes time to find out.
         """
-        claim = self.claimed()
-        if claim is None:
-            claim = self._begun()
-        if (
-            claim["plan"] != self._plan
-            or claim.get("parts") != self._shapes
-            or claim["uploads"].keys() != self._files.keys()
+        said = self._claim.read()
+        if said is None:
+            self._begun()
+        elif (
+            said["plan"] != self._plan
+            or said.get("parts") != self._shapes
+            or said["uploads"].keys() != self._files.keys()
         ):
             raise CkptError(
                 "an unfinished conversion of something else is in the way",
-                file=self._claim,
+                file=self._claim.address,
+                found=who(said),
                 fix="repeat the old command, or remove that object",
             )
-        self._names, self._mine = {path: str(name) for path, name in claim["uploads"].items()}, True
+        else:
+            self._claim.take(said, tell)
+            self._names = {path: str(name) for path, name in said["uploads"].items()}
         self._list()
         logged = self._logged()
         self.sent = {place: tag for place, tag in logged.items() if self._is_there(place, tag)}
         return logged.keys() - self.sent.keys()
 
-    def _begun(self) -> dict[str, Any]:
+    def _begun(self) -> None:
         """Begin an upload for every file, and make the claim."""
-        names: dict[str, str] = {}
 
         def begin(path: str) -> None:
-            names[path] = self._begin(path)
+            self._names[path] = self._begin(path)
 
         try:
             list(self._pool.map(begin, self._files))
-            claim = {**self._head, "uploads": names, "parts": self._shapes}
-            self._make_claim(data := json.dumps(claim).encode())
-            self._check_conditions(data)
+            self._claim.make({"uploads": self._names, "parts": self._shapes})
         except CkptError:
-            for upload in names.items():
+            for upload in self._names.items():
                 with contextlib.suppress(CkptError):
                     self._abort(upload)
             raise
-        return claim
 
     @property
     def _shapes(self) -> dict[str, list[int]]:
@@ -135,32 +112,6 @@ class Uploads:
     def _begin(self, path: str) -> str:
         address = self._address_of(path)
         return again(address, lambda: self._store.begin(address, self._plan), _ATTEMPTS)
-
-    def _make_claim(self, data: bytes) -> None:
-        """Put the claim; `BeingWritten` if another conversion was faster."""
-        try:
-            self._put_claim(data)
-        except Taken:
-            there = again(self._claim, lambda: self._store.read(self._claim), _ATTEMPTS)
-            if there != data:  # it is ours if an answer was lost, and we asked once more
-                raise BeingWritten(
-                    "another conversion is writing to this destination", file=self._claim, fix="wait for it"
-                ) from None
-
-    def _put_claim(self, data: bytes) -> None:
-        again(self._claim, lambda: self._store.put(self._claim, data, self._plan), _ATTEMPTS)
-
-    def _check_conditions(self, data: bytes) -> None:
-        """Raise `StoreError` for a store that gives a name twice."""
-        with contextlib.suppress(Taken):
-            self._put_claim(data)
-            self.release()
-            raise StoreError(
-                "the store does not keep what is there from being replaced",
-                file=self._claim,
-                found="it put an object in the place of another one, against If-None-Match",
-                fix="write to a local folder, then copy it there, the receipt last",
-            )
 
     def _list(self) -> None:
         """Ask which parts are there. An upload that is gone was completed, by a run that was killed then, or is begun anew."""
@@ -180,16 +131,13 @@ class Uploads:
         renewed: list[str] = []
         list(self._pool.map(look, self._files))
         if renewed:
-            claim = {**(self.claimed() or {}), "uploads": self._names}
-            self.release()
-            self._mine = False
             try:
-                self._make_claim(json.dumps(claim).encode())
-            except BeingWritten:  # what is there is theirs; the uploads that they may go on with, too
+                self._claim.change(self._names)
+            except CkptError:  # what is there is another run's, or nobody knows: these uploads are in no claim
                 for path in renewed:
-                    self._abort((path, self._names[path]))
+                    with contextlib.suppress(CkptError):
+                        self._abort((path, self._names[path]))
                 raise
-            self._mine = True
 
     def _is_mine(self, path: str) -> bool:
         """Whether a file is complete, by this plan."""
@@ -210,6 +158,7 @@ class Uploads:
             if place in self.sent:
                 continue
             self._room.acquire()
+            self._claim.check()
             self._raise_any()
             sending = self._pool.submit(self._send, place)
             sending.add_done_callback(lambda _: self._room.release())
@@ -279,6 +228,7 @@ class Uploads:
     def complete(self) -> None:
         """Make the data files of their parts. `StoreError` if something else has one of their names by now."""
         self.drain()
+        self._claim.check()
         missing = [place for place in self._parts.all() if place not in self.sent]
         if missing:
             raise AssertionError(f"parts were never whole: {missing[:3]}")
@@ -319,20 +269,20 @@ class Uploads:
 
     def release(self) -> None:
         """Remove the claim."""
-        self._remove(self._claim)
+        self._claim.release()
 
     def _remove(self, address: str) -> None:
         again(address, lambda: self._store.remove(address))
 
     def abort(self) -> None:
-        """Drop every upload, and what of the output is there, and then the claim. Nothing, if the claim is not ours."""
+        """Drop every upload, and what of the output is there, and then the claim. Nothing, if the claim is another run's."""
         self.close()
-        if not self._mine:
+        if not self._claim.still_mine():
             return
         with ThreadPoolExecutor(SENDERS, "abort") as pool:
             list(pool.map(self._abort, self._names.items()))
             list(pool.map(self._remove, map(self._address_of, self._complete)))
-        self.release()
+        self._claim.release()
 
     def _abort(self, upload: tuple[str, str]) -> None:
         address = self._address_of(upload[0])
@@ -341,3 +291,4 @@ class Uploads:
     def close(self) -> None:
         """Send nothing more; what is on its way may arrive."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._claim.rest()

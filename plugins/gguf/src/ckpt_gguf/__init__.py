@@ -99,7 +99,7 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
-    from ckpt_gguf.files import looks_like
+    from ckpt_gguf.places import looks_like
 
     return looks_like(path)
 

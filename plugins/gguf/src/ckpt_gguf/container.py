@@ -24,10 +24,10 @@ import numpy as np
 
 from ckpt_core.sdk import FormatError, Refusal, disk
 from ckpt_gguf.kinds import BY_NUMBER, Kind
+from ckpt_gguf.places import MAGIC
 
-__all__ = ["ALIGNMENT", "Entry", "Header", "Plan", "Typed", "is_container", "plan_file", "read_header", "single"]
+__all__ = ["ALIGNMENT", "Entry", "Header", "Plan", "Typed", "plan_file", "read_header", "single"]
 
-MAGIC = b"GGUF"
 ALIGNMENT = 32
 _ALIGNMENT_KEY = "general.alignment"
 _VERSIONS = (2, 3)
@@ -73,11 +73,6 @@ class Header:
     tensors: dict[str, Entry]
     places: dict[str, tuple[int, int]]
     lists: dict[str, int]
-
-
-def is_container(path: str) -> bool:
-    """Whether a file begins as GGUF does."""
-    return disk.read_range(path, 0, 4) == MAGIC if disk.FileState.of(path).size >= 4 else False
 
 
 class _Bytes:

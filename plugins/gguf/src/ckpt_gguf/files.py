@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import CkptError, FormatError, disk
-from ckpt_gguf.container import Entry, Header, is_container, read_header
+from ckpt_core.sdk import FormatError, disk
+from ckpt_gguf.container import Entry, Header, read_header
+from ckpt_gguf.places import SUFFIX, in_folder
 
-SUFFIX = ".gguf"
-_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".nemo")
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 
@@ -42,30 +41,10 @@ class Files:
         return [header.state for header in self.headers]
 
 
-def looks_like(path: str) -> str | None:
-    """The fact by which a file, or a folder of such files, is a model in GGUF; None if it is none.
-
-    A folder that has weights of another kind, too, is theirs: repositories keep quantised copies beside them.
-    """
-    try:
-        if os.path.isfile(path):
-            return "it begins with GGUF" if is_container(path) else None
-        names = _in_folder(path)
-        if names and any(name.endswith(_OTHER_WEIGHTS) for name in os.listdir(path)):
-            return None
-        return f"{names[0]} begins with GGUF" if names and is_container(os.path.join(path, names[0])) else None
-    except (CkptError, OSError):
-        return None
-
-
-def _in_folder(path: str) -> list[str]:
-    return sorted(name for name in os.listdir(path) if name.endswith(SUFFIX)) if os.path.isdir(path) else []
-
-
 def find_parts(path: str) -> list[str]:
     """The files of the model at `path`: a file, a part of several, or a folder that holds one model."""
     if os.path.isdir(path):
-        names = _in_folder(path)
+        names = in_folder(path)
         models = {match["stem"] if (match := _PART.fullmatch(name)) else name for name in names}
         if len(models) != 1:
             raise FormatError(

@@ -32,8 +32,8 @@ from ckpt_gguf.architectures import in_order
 from ckpt_gguf.blocks import Blocks, kept_of, numbers_of
 from ckpt_gguf.config import Model, is_tensor
 from ckpt_gguf.container import plan_file, single
-from ckpt_gguf.files import SUFFIX
 from ckpt_gguf.kinds import BF16, BY_NAME, F32, PLAIN, Kind
+from ckpt_gguf.places import SUFFIX
 from ckpt_gguf.rotary import STRETCHING
 from ckpt_gguf.vocabulary import Vocabulary, no_vocabulary, vocabulary_of
 

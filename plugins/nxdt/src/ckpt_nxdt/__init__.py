@@ -80,7 +80,7 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
-    from ckpt_nxdt.files import looks_like
+    from ckpt_nxdt.places import looks_like
 
     return looks_like(path)
 

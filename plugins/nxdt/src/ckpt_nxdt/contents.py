@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from ckpt_core.sdk import ledgers, torch_files
-from ckpt_nxdt.files import BEGUN, DONE, FolderContents, root_of
-from ckpt_nxdt.files import OPTIMIZER as FOLDER
+from ckpt_nxdt.files import FolderContents
 from ckpt_nxdt.job import FRAGMENT
+from ckpt_nxdt.places import BEGUN, DONE, root_of
+from ckpt_nxdt.places import OPTIMIZER as FOLDER
 from ckpt_nxdt.xser import read_xser
 
 USER_CONTENT, SCHEDULER = "user_content.pt", "scheduler.pt"

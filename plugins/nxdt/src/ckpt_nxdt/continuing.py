@@ -11,8 +11,8 @@ from typing import Any
 from ckpt_core.sdk import TargetBuilder, dtypes, errors, layouts, ledgers, reading, torch_files
 from ckpt_megatron.sdk import lightning
 from ckpt_nxdt.contents import USER_CONTENT
-from ckpt_nxdt.files import OPTIMIZER
 from ckpt_nxdt.masters import KEY, UNDECAYED
+from ckpt_nxdt.places import OPTIMIZER
 from ckpt_nxdt.weights import Arrangement
 from ckpt_nxdt.xser import Path, plan_nested_xser
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, errors, lazy, torch_files
-from ckpt_nxdt.files import FolderContents, Rank, RankFile, Weights, optimizer_files
+from ckpt_nxdt.files import FolderContents, RankFile, Weights, optimizer_files
+from ckpt_nxdt.places import Rank
 from ckpt_nxdt.xser import read_xser
 
 KEY = "sharded_master_weights"

@@ -19,8 +19,9 @@ from typing import Any
 from ckpt_core.sdk import FormatError, StoredTensor, disk, errors, lazy, ledgers, reading, torch_files
 from ckpt_megatron.sdk import lightning
 from ckpt_nxdt.contents import USER_CONTENT
-from ckpt_nxdt.files import OPTIMIZER, FolderContents, Rank, RankFile, Weights, optimizer_files, root_of
+from ckpt_nxdt.files import FolderContents, RankFile, Weights, optimizer_files
 from ckpt_nxdt.masters import KEY, UNDECAYED, in_order, joined, parameters
+from ckpt_nxdt.places import OPTIMIZER, Rank, root_of
 from ckpt_nxdt.xser import read_xser
 
 _DROP = "convert the weights alone, with --training-state drop"

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ckpt_core.sdk import Checkpoint, documents, judgement
-from ckpt_nxdt.files import find_folder, root_of
 from ckpt_nxdt.job import FRAGMENT
+from ckpt_nxdt.places import find_folder, root_of
 
 PACKAGE = "neuronx_distributed_training"
 _FORK = "fork"

@@ -22,9 +22,10 @@ from ckpt_nxdt import masters
 from ckpt_nxdt.config import CONFIG, read_config
 from ckpt_nxdt.contents import SCHEDULER, USER_CONTENT, enter_training
 from ckpt_nxdt.detect import Clues, Detection, attention_of, detect_arrangement
-from ckpt_nxdt.files import BEGUN, DONE, FolderContents, Weights, find_folder, read_files, root_of
+from ckpt_nxdt.files import FolderContents, Weights, read_files
 from ckpt_nxdt.job import FRAGMENT
 from ckpt_nxdt.optimizer import training_beside
+from ckpt_nxdt.places import BEGUN, DONE, find_folder, root_of
 from ckpt_nxdt.weights import TABLES
 
 _OWN_FILES = {CONFIG, FRAGMENT, BEGUN, DONE, USER_CONTENT, SCHEDULER}

@@ -28,8 +28,8 @@ from ckpt_nxdt.config import CONFIG, table_for, write_config
 from ckpt_nxdt.contents import USER_CONTENT
 from ckpt_nxdt.continuing import WrittenOptimizer, optimizer_of
 from ckpt_nxdt.detect import attention_of
-from ckpt_nxdt.files import BEGUN, DONE, MODEL
 from ckpt_nxdt.job import FRAGMENT, Ranks, job_lines
+from ckpt_nxdt.places import BEGUN, DONE, MODEL
 from ckpt_nxdt.stages import given_cuts, pipeline_ranks
 from ckpt_nxdt.weights import TABLES, Arrangement
 from ckpt_nxdt.xser import plan_xser

@@ -47,7 +47,7 @@ class PickleWriter:
     def __init__(self, file: str) -> None:
         self._file = file
         self._out = bytearray()
-        self._memo: dict[str | tuple[str, str] | int, int] = {}
+        self._memo: dict[str | tuple[str, str] | int, bytes] = {}  # how each is written again
         self._remembered = 0
         self._by_identity = True
         self._path: list[Any] = []
@@ -70,43 +70,10 @@ class PickleWriter:
 
     def value(self, value: Any) -> None:
         """Write `value`, which stands at `path` of the whole."""
-        if len(self._path) > _MAX_DEPTH:
-            del self._path[6:]
-            raise self._refused("a value nests too deep, or contains itself", f"at most {_MAX_DEPTH} levels")
         kind = type(value)
-        if kind is str:
-            self.text(value)
-        elif kind is int:
-            self._integer(value)
-        elif value is None or kind is bool:
-            self._out += _CONSTANTS[value]
-        elif kind is tuple:
-            self.tuple_of(value)
-        elif kind is Opaque:
-            self._opaque(value)
-        elif kind is dict:
-            self._out += b"}"
-            self._setitems(value.items())
-        elif kind is list:
-            self._out += b"]"
-            self._appends(value)
-        elif kind is float:
-            self._out += b"G" + struct.pack(">d", value)
-        elif kind is Entries:
-            self._out += b"}"
-            self._by_identity, before = False, self._by_identity
-            self._setitems(value.make())
-            self._by_identity = before
-        elif kind is OrderedDict:
-            self.new_ordered_dict()
-            self._setitems(value.items())
-        elif kind is bytes:
-            # Protocol 2 has no bytes: the standard pickler writes them as text of code points 0 to 255.
-            self.reference("_codecs", "encode")
-            self.tuple_of((value.decode("latin1"), "latin1"))
-            self._out += b"R"
-        elif kind is DType:
-            self.reference("torch", value.torch)
+        write = _WRITERS.get(kind)
+        if write is not None:
+            write(self, value)
         elif not self.special(value):
             raise self._refused(f"a {kind.__module__}.{kind.__qualname__} can't be written", "plain data and tensors")
 
@@ -138,6 +105,39 @@ class PickleWriter:
         self.reference("collections", "OrderedDict")
         self._out += b")R"
 
+    def _constant(self, value: bool | None) -> None:
+        self._out += _CONSTANTS[value]
+
+    def _float(self, value: float) -> None:
+        self._out += b"G" + struct.pack(">d", value)
+
+    def _bytes(self, value: bytes) -> None:
+        # Protocol 2 has no bytes: the standard pickler writes them as text of code points 0 to 255.
+        self.reference("_codecs", "encode")
+        self.tuple_of((value.decode("latin1"), "latin1"))
+        self._out += b"R"
+
+    def _dtype(self, value: DType) -> None:
+        self.reference("torch", value.torch)
+
+    def _list(self, value: list[Any]) -> None:
+        self._out += b"]"
+        self._appends(value)
+
+    def _dict(self, value: dict[Any, Any]) -> None:
+        self._out += b"}"
+        self._setitems(value.items())
+
+    def _ordered_dict(self, value: OrderedDict[Any, Any]) -> None:
+        self.new_ordered_dict()
+        self._setitems(value.items())
+
+    def _entries(self, value: Entries) -> None:
+        self._out += b"}"
+        self._by_identity, before = False, self._by_identity
+        self._setitems(value.make())
+        self._by_identity = before
+
     def opcodes(self, codes: bytes) -> None:
         """Write opcodes that have no method of their own."""
         self._out += codes
@@ -155,10 +155,17 @@ class PickleWriter:
                 raise self._refused("an integer is too large", "at most 255 bytes")
             self._out += struct.pack("<cB", b"\x8a", len(data)) + data
 
+    def _deeper(self) -> list[Any]:
+        """The path with a step more, which what is inside something puts its key or index in."""
+        self._path.append(None)
+        if len(self._path) > _MAX_DEPTH:
+            del self._path[6:]
+            raise self._refused("a value nests too deep, or contains itself", f"at most {_MAX_DEPTH} levels")
+        return self._path
+
     def _each(self, items: Iterable[Any]) -> None:
         """Write items one after the other; each stands at its index."""
-        path = self._path
-        path.append(0)
+        path = self._deeper()
         for index, item in enumerate(items):
             path[-1] = index
             self.value(item)
@@ -171,16 +178,16 @@ class PickleWriter:
             self._out += b"e"
 
     def _setitems(self, pairs: Iterable[tuple[Any, Any]]) -> None:
-        path, start = self._path, len(self._out)
-        path.append(None)
+        path, empty = self._deeper(), True
         for key, item in pairs:
-            if len(self._out) == start:
+            if empty:
                 self._out += b"("
+                empty = False
             path[-1] = key
             self.value(key)
             self.value(item)
         path.pop()
-        if len(self._out) > start:
+        if not empty:
             self._out += b"u"
 
     def _opaque(self, value: Opaque) -> None:
@@ -206,17 +213,37 @@ class PickleWriter:
     def _remember(self, key: str | tuple[str, str] | int | None) -> None:
         index = self._remembered
         self._remembered += 1
+        narrow = index < 256
+        number = index.to_bytes(1 if narrow else 4, "little")
+        self._out += (b"q" if narrow else b"r") + number
         if key is not None:
-            self._memo[key] = index
-        self._out += struct.pack("<cB", b"q", index) if index < 256 else struct.pack("<cI", b"r", index)
+            self._memo[key] = (b"h" if narrow else b"j") + number
 
     def _recall(self, key: str | tuple[str, str] | int) -> bool:
-        index = self._memo.get(key)
-        if index is None:
+        again = self._memo.get(key)
+        if again is None:
             return False
-        self._out += struct.pack("<cB", b"h", index) if index < 256 else struct.pack("<cI", b"j", index)
+        self._out += again
         return True
 
     def _refused(self, problem: str, expected: str) -> FormatError:
         where = "".join(f"[{brief(step)}]" for step in self._path) or "the value itself"
         return FormatError(problem, file=self._file, found=where, expected=expected)
+
+
+_WRITERS: dict[type, Callable[[PickleWriter, Any], None]] = {
+    str: PickleWriter.text,
+    int: PickleWriter._integer,
+    type(None): PickleWriter._constant,
+    bool: PickleWriter._constant,
+    float: PickleWriter._float,
+    bytes: PickleWriter._bytes,
+    tuple: PickleWriter.tuple_of,
+    list: PickleWriter._list,
+    dict: PickleWriter._dict,
+    OrderedDict: PickleWriter._ordered_dict,
+    Entries: PickleWriter._entries,
+    DType: PickleWriter._dtype,
+    Opaque: PickleWriter._opaque,
+}
+"""How values of each type are written; what else there may be is `special`."""

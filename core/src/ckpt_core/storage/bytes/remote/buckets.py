@@ -17,12 +17,38 @@ from typing import Any
 
 from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.storage.bytes.remote.objects import Hiccup, Listing, Object, changed
+from ckpt_core.storage.bytes.remote.stores import check_names
 
 _KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 _STATUS = re.compile(r"status code: (4\d\d)")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
+_WORD = {word: re.compile(f"<{word}>(.*?)</{word}>", re.DOTALL) for word in ("Code", "Message")}
+_REGION = re.compile(r"<Region>([a-z0-9-]{1,40})</Region>")
+_QUERY = re.compile(r"(https?://[^\s?]+)\?\S*")
+_SETTINGS = (
+    "see that the bucket exists, and set credentials and region in the environment (AWS_..., GOOGLE_..., AZURE_...)"
+)
+_EXPIRED = (
+    "the credentials have expired",
+    "get new ones, then repeat the command: what is done of a conversion is kept",
+)
+_ELSEWHERE_CODES = (
+    "AuthorizationHeaderMalformed",
+    "PermanentRedirect",
+    "IllegalLocationConstraintException",
+    "redirect without LOCATION",
+)
+_ELSEWHERE = ("the bucket is in another region", "set AWS_REGION to that of the bucket")
+_REFUSALS = {
+    "ExpiredToken": _EXPIRED,
+    "RequestExpired": _EXPIRED,
+    "TokenRefreshRequired": _EXPIRED,
+    **dict.fromkeys(_ELSEWHERE_CODES, _ELSEWHERE),
+    "RequestTimeTooSkewed": ("the clock of this machine is wrong, says the store", "set it right"),
+}
+"""What stores answer that has another cause than a missing right: the problem, and what to do."""
 _NO_BUCKET = "look at its name, and at the region and endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
 
 
@@ -43,6 +69,7 @@ class Bucket:
 
     def listing(self, address: str) -> Listing:
         """The objects below a folder, or of the folder of one object, and the files directly in the two folders above."""
+        check_names(address)
         key = self._key(address).strip("/")
         with self._errors(address):
             found = [one for batch in self._library.list(self._store, prefix=key or None) for one in batch]
@@ -114,17 +141,19 @@ class Bucket:
                 ) from None
             if (status := _STATUS.search(str(error))) is not None and status[1] not in ("408", "429"):
                 raise self._refused(address, error) from None
+            if "redirect without LOCATION" in str(error):
+                raise self._refused(address, error) from None
             raise Hiccup(_said(error)) from None
         except errors.BaseError as error:
             raise StoreError("the store does not answer the request", file=address, found=_said(error)) from None
 
     def _refused(self, address: str, error: Exception) -> StoreError:
-        return StoreError(
-            "the store does not give this to you",
-            file=address,
-            found=_said(error),
-            fix="see that the bucket exists, and set credentials and region in the environment (AWS_..., GOOGLE_..., AZURE_...)",
-        )
+        said = _said(error)
+        code = next((one for one in _REFUSALS if one in str(error)), "")
+        problem, fix = _REFUSALS.get(code, ("the store does not give this to you", _SETTINGS))
+        if code in _ELSEWHERE_CODES and (region := _REGION.search(str(error))) is not None:
+            fix = f"set AWS_REGION={region[1]}"
+        return StoreError(problem, file=address, found=said, fix=fix)
 
 
 def _settings(scheme: str) -> dict[str, Any]:
@@ -157,5 +186,9 @@ def _of_boto3(library: Any) -> Any:
 
 
 def _said(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:300]
+    """What a store says in XML, or the library does; without the query of a URL, which may be signed."""
+    text = str(error)
+    words = [" ".join(found[1].split()) for word in ("Code", "Message") if (found := _WORD[word].search(text))]
+    if words:
+        return ": ".join(words)[:300]
+    return " ".join(_QUERY.sub(r"\1", text.partition("Debug source")[0]).split())[:300]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.storage.bytes.remote.objects import Hiccup
-from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Taken, Written
+from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Read, Taken, Written
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # the last one is obstore's
 _MARK = "ckpt-plan"  # of an object's own metadata
@@ -39,6 +39,12 @@ _NOT_ALLOWED = (
     "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
 )  # fmt: skip
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
+_ELSEWHERE = (
+    "PermanentRedirect",
+    "TemporaryRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+)
 _CONFLICTS = ("ConditionalRequestConflict", "OperationAborted")
 _RIGHTS = "s3:PutObject, s3:GetObject, s3:ListBucket, s3:AbortMultipartUpload, s3:ListMultipartUploadParts and s3:DeleteObject"
 
@@ -74,6 +80,9 @@ class S3:
                 ),
             )
 
+        if os.environ.get("AWS_REQUEST_PAYER", "").lower() in ("true", "1", "requester"):  # as obstore reads it
+            self._client.meta.events.register("provide-client-params.s3", _paid)
+
     def below(self, address: str) -> Sequence[str]:
         """See `WritableStore`; the first thousand."""
         prefix = self._key(address).rstrip("/") + "/"
@@ -88,28 +97,32 @@ class S3:
             return Written(answer["ContentLength"], answer["Metadata"].get(_MARK, ""))
         return None
 
-    def read(self, address: str) -> bytes | None:
+    def read(self, address: str) -> Read | None:
         """See `WritableStore`."""
         with contextlib.suppress(FileNotFoundError), self._errors(address):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(address))
             data: bytes = answer["Body"].read(_SMALL + 1)
             if len(data) > _SMALL:
                 raise StoreError("the object is far too large to be what its name says", file=address)
-            return data
+            return Read(data, answer["ETag"])
         return None
 
-    def put(self, address: str, body: Body | bytes, plan: str) -> None:
+    def put(self, address: str, body: Body | bytes, plan: str, over: str | None = None) -> None:
         """See `WritableStore`."""
+        condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": over}
         digest = hashlib.md5(body, usedforsecurity=False).digest() if isinstance(body, bytes) else body.md5
-        with self._errors(address):
-            self._client.put_object(
-                Bucket=self._bucket,
-                Key=self._key(address),
-                Body=body,
-                ContentMD5=_in_base64(digest),
-                IfNoneMatch="*",
-                Metadata={_MARK: plan},
-            )
+        try:
+            with self._errors(address):
+                self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=self._key(address),
+                    Body=body,
+                    ContentMD5=_in_base64(digest),
+                    Metadata={_MARK: plan},
+                    **condition,
+                )
+        except FileNotFoundError as gone:  # what was to be replaced
+            raise Taken(str(gone)) from None
 
     def remove(self, address: str) -> None:
         """See `WritableStore`."""
@@ -206,6 +219,14 @@ class S3:
             return Hiccup(said)
         if code in _EXPIRED:
             return self._without(address, said)
+        if code in _ELSEWHERE or status in (301, 307):
+            region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
+            return StoreError(
+                "the bucket is in another region",
+                file=address,
+                found=said,
+                fix=f"set AWS_REGION to that of the bucket{f', {region}' if region else ''}",
+            )
         if status in (401, 403):
             return StoreError(
                 "the store does not let you do this",
@@ -214,6 +235,11 @@ class S3:
                 fix=f"it takes the rights {_RIGHTS}; then repeat the command: what is done is kept",
             )
         return StoreError("the store refuses the request", file=address, found=f"{said} ({error.operation_name})")
+
+
+def _paid(params: dict[str, Any], **_: object) -> dict[str, Any]:
+    """The parameters of any request to a bucket whose requests are paid by who asks."""
+    return {**params, "RequestPayer": "requester"}
 
 
 def _in_base64(digest: bytes) -> str:

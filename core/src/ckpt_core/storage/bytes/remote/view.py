@@ -23,7 +23,7 @@ from ckpt_core.storage.bytes.pointers import STAND_IN
 from ckpt_core.storage.bytes.remote import ranges
 from ckpt_core.storage.bytes.remote.objects import Listing, Object, without_secrets
 from ckpt_core.storage.bytes.remote.ranges import again
-from ckpt_core.storage.bytes.remote.stores import scheme_of, store_of
+from ckpt_core.storage.bytes.remote.stores import address_of, scheme_of, store_of
 
 _MOST = 1_000_000
 _ATTEMPTS = 3  # to list, when nothing is done yet: a wrong name of a server is said soon
@@ -39,6 +39,7 @@ _lock = threading.Lock()
 
 def localised(path: str) -> str:
     """The path on this machine to read for `path`: itself, or the stand-in of what lies at an address, as it is now."""
+    path = address_of(path)
     scheme = scheme_of(path)
     if scheme is None:
         return path

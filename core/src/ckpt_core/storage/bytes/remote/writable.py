@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 
 from ckpt_core.errors import UsageError
+from ckpt_core.storage.bytes.names import RECEIPT
 from ckpt_core.storage.bytes.remote.objects import without_secrets
-from ckpt_core.storage.bytes.remote.stores import scheme_of
+from ckpt_core.storage.bytes.remote.stores import address_of, check_names, scheme_of
 from ckpt_core.storage.bytes.remote.writing import WritableStore
+
+_LONGEST_NAME = 255 - len(f".{RECEIPT}")
 
 
 def writable(address: str, below: bool = False) -> WritableStore | None:
@@ -15,6 +19,7 @@ def writable(address: str, below: bool = False) -> WritableStore | None:
 
     `UsageError` for a scheme that is not written and for a bucket without a folder, `CkptError` where a library is missing.
     """
+    address = address_of(address)
     scheme = scheme_of(address)
     if scheme is None:
         return None
@@ -29,13 +34,12 @@ def writable(address: str, below: bool = False) -> WritableStore | None:
                 expected="s3://bucket/folder",
                 fix=f"give the output a name: s3://{bucket or 'bucket'}/NAME",
             )
-        # What a store would take as names, its readers do not: obstore has no empty ones, and none that mean a folder above.
-        if names != [""] and (strange := {"", ".", ".."}.intersection(names)):
+        check_names(address)
+        if len(os.fsencode(names[-1])) > _LONGEST_NAME:
             raise UsageError(
-                "the address is not that of a folder in a bucket",
+                "the name of the output is too long",
                 file=without_secrets(address),
-                found=f"the name {max(strange)!r}" if max(strange) else "an empty name",
-                expected="s3://bucket/folder, without empty names, '.' and '..'",
+                expected=f"at most {_LONGEST_NAME} bytes: what stands beside it has longer ones",
             )
         return _s3("/".join(root))
     raise UsageError(

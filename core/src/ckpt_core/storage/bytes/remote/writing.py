@@ -1,7 +1,7 @@
 """Stores that are written to: a file goes there in numbered parts, in any order, and is seen by nobody before it is completed.
 
 A part that is sent again replaces the first one. What is completed, and what is put whole, never replaces an object: a name is
-given once (`Taken`). Each object is marked with the plan that it was written by.
+given once (`Taken`); the claim alone is written anew by who holds it. Each object is marked with the plan that it was written by.
 """
 
 from __future__ import annotations
@@ -39,6 +39,14 @@ class Written:
 
     size: int
     plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """All bytes of a small object, and their version: a tag that changes whenever they do."""
+
+    data: bytes
+    version: str
 
 
 class Body(io.RawIOBase):
@@ -100,12 +108,12 @@ class WritableStore(Protocol):
         """The object at an address; None if there is none."""
         ...
 
-    def read(self, address: str) -> bytes | None:
+    def read(self, address: str) -> Read | None:
         """All of a small object; None if there is none."""
         ...
 
-    def put(self, address: str, body: Body | bytes, plan: str) -> None:
-        """Make an object in one step; `Taken` if there is one."""
+    def put(self, address: str, body: Body | bytes, plan: str, over: str | None = None) -> None:
+        """Make an object in one step; `Taken` if there is one. With `over`, replace the one of that version; `Taken` if it is another one, or gone."""
         ...
 
     def remove(self, address: str) -> None:
