@@ -10,8 +10,8 @@ import contextlib
 import ctypes
 import os
 import threading
-from dataclasses import dataclass
 
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import pread_into
 
 _C = ctypes.CDLL(None, use_errno=True)
