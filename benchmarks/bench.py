@@ -32,6 +32,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from synthetic import write_hf, write_run
 
@@ -167,8 +168,17 @@ def others(source: Path, work: Path, mergekit: str | None) -> Iterator[Command]:
         yield Command("mergekit passthrough", words, out)
 
 
-def measure(command: list[str], environment: dict[str, str]) -> tuple[float, float, int]:
-    """Wall seconds, CPU seconds (with children) and peak private bytes of a command."""
+class Spent(NamedTuple):
+    """Wall seconds, CPU seconds (with children) and peak private bytes of a command; `user` are those of the CPU outside the kernel."""
+
+    wall: float
+    cpu: float
+    private: int
+    user: float
+
+
+def measure(command: list[str], environment: dict[str, str]) -> Spent:
+    """Run a command; it must succeed."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
@@ -183,7 +193,7 @@ def measure(command: list[str], environment: dict[str, str]) -> tuple[float, flo
         if status:
             errors.seek(0)
             sys.exit(f"{command} failed:\n{errors.read().decode()}")
-    return wall, usage.ru_utime + usage.ru_stime, peak
+    return Spent(wall, usage.ru_utime + usage.ru_stime, peak, usage.ru_utime)
 
 
 def _private(pid: int) -> int:
@@ -198,7 +208,7 @@ def run(group: str, size: float, rounds: int, source: Path, work: Path, mergekit
     """Measure every command of a group beside `cp`, at one size."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(work / "compiled")  # as in an installed package, wherever the sources are
-    samples: dict[str, list[tuple[float, float, int]]] = {}
+    samples: dict[str, list[Spent]] = {}
     for _ in range(rounds):
         written = []
         for command in commands(group, source, work, mergekit):
@@ -207,9 +217,8 @@ def run(group: str, size: float, rounds: int, source: Path, work: Path, mergekit
                 sample = measure(command.words, environment)
                 if counts:
                     samples.setdefault(command.name, []).append(sample)
-                    wall, cpu, private = sample
                     print(
-                        f"  {command.name:36} wall {wall:7.2f} s   CPU {cpu:7.2f} s   private {private / 1e6:7.1f} MB",
+                        f"  {command.name:36} wall {sample.wall:7.2f} s   CPU {sample.cpu:7.2f} s   private {sample.private / 1e6:7.1f} MB",
                         flush=True,
                     )
             written.append(command.output)
@@ -222,9 +231,9 @@ def run(group: str, size: float, rounds: int, source: Path, work: Path, mergekit
             group,
             name,
             size,
-            statistics.median(wall for wall, _, _ in all_),
-            statistics.median(cpu for _, cpu, _ in all_),
-            max(private for _, _, private in all_),
+            statistics.median(one.wall for one in all_),
+            statistics.median(one.cpu for one in all_),
+            max(one.private for one in all_),
         )
         for name, all_ in samples.items()
     ]
@@ -257,11 +266,11 @@ class Side:
 
 @dataclass
 class Compared:
-    """A conversion at one size: wall and CPU seconds of each round, of each side and of `cp`."""
+    """A conversion at one size: what each round took, of each side and of `cp`."""
 
     name: str
     size: float
-    rounds: dict[str, list[tuple[float, float]]]
+    rounds: dict[str, list[Spent]]
 
 
 def compare(group: str, size: float, rounds: int, source: Path, work: Path, sides: list[Side]) -> list[Compared]:
@@ -274,24 +283,28 @@ def compare(group: str, size: float, rounds: int, source: Path, work: Path, side
     }
     found = []
     for name, (made, words) in ways.items():
-        samples: dict[str, list[tuple[float, float]]] = {}
+        samples: dict[str, list[Spent]] = {}
         for number in range(rounds):
             for side in sides if number % 2 else sides[::-1]:
                 for counts in (False, True):
                     _remove(made)
                     command = [side.python, *CONVERT[1:], *words]
-                    wall, cpu, _ = measure(command, side.environment(work))
+                    sample = measure(command, side.environment(work))
                     if counts:
-                        samples.setdefault(side.name, []).append((wall, cpu))
+                        samples.setdefault(side.name, []).append(sample)
             larger = max(source, made, key=bytes_of)
             for counts in (False, True):
-                wall, cpu, _ = measure(["cp", "-r", str(larger), str(copy)], dict(os.environ))
+                sample = measure(["cp", "-r", str(larger), str(copy)], dict(os.environ))
                 _remove(copy)
                 if counts:
-                    samples.setdefault(CP, []).append((wall, cpu))
+                    samples.setdefault(CP, []).append(sample)
         found.append(Compared(name, size, samples))
-        for side, all_ in samples.items():
-            print(f"  {name:32} {side:12} " + "  ".join(f"{wall:.2f} ({cpu:.2f})" for wall, cpu in all_), flush=True)
+        for who, all_ in samples.items():
+            print(
+                f"  {name:32} {who:12} "
+                + "  ".join(f"{one.wall:.2f} ({one.cpu:.2f}, user {one.user:.2f})" for one in all_),
+                flush=True,
+            )
     _remove(output)
     _remove(back)
     return found
@@ -300,26 +313,28 @@ def compare(group: str, size: float, rounds: int, source: Path, work: Path, side
 def compared_table(results: list[Compared], sides: list[Side]) -> str:
     """A Markdown table: for each side its seconds and how many times those of `cp` they are, and its CPU time for each second of the first.
 
-    Seconds are medians. The last ratios are given of these and of the least of all rounds, which what else goes on changes least.
+    Seconds are medians. The last ratios are of the least of all rounds, which what else goes on changes least: of all CPU time, and of
+    that outside the kernel, which has nothing of what it takes to get memory.
     """
     first, *others = sides
     lines = [
         "| weights | conversion |"
         + "".join(f" {side.name}: wall s, x cp | CPU s, x cp |" for side in sides)
-        + "".join(f" CPU of {side.name} / {first.name}: medians, least |" for side in others),
+        + "".join(f" CPU of {side.name} / {first.name}: all, user |" for side in others),
         "| ---: | --- |" + " ---: |" * (2 * len(sides) + len(others)),
     ]
     for one in results:
-        walls = {name: statistics.median(wall for wall, _ in rounds) for name, rounds in one.rounds.items()}
-        cpus = {name: statistics.median(cpu for _, cpu in rounds) for name, rounds in one.rounds.items()}
-        least = {name: min(cpu for _, cpu in rounds) for name, rounds in one.rounds.items()}
+        walls = {name: statistics.median(spent.wall for spent in all_) for name, all_ in one.rounds.items()}
+        cpus = {name: statistics.median(spent.cpu for spent in all_) for name, all_ in one.rounds.items()}
+        least = {name: min(spent.cpu for spent in all_) for name, all_ in one.rounds.items()}
+        users = {name: min(spent.user for spent in all_) for name, all_ in one.rounds.items()}
         cells = [
             f"{seconds[side.name]:.2f}, {seconds[side.name] / seconds[CP]:.2f}"
             for side in sides
             for seconds in (walls, cpus)
         ]
         cells += [
-            f"{cpus[side.name] / cpus[first.name]:.2f}, {least[side.name] / least[first.name]:.2f}" for side in others
+            f"{least[side.name] / least[first.name]:.2f}, {users[side.name] / users[first.name]:.2f}" for side in others
         ]
         lines.append(f"| {one.size:.2f} GB | {one.name} | {' | '.join(cells)} |")
     return "\n".join(lines)

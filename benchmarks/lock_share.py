@@ -26,7 +26,7 @@ from ckpt_core.engine import transfer
 from ckpt_core.engine.staging import Staging
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.scratch import scratch
-from ckpt_core.tensors import digest, source, strided
+from ckpt_core.tensors import digest, strided
 from ckpt_core.tensors.source import SourceFiles
 from synthetic import write_hf
 
@@ -69,10 +69,10 @@ class _Silent:
 
 
 @contextlib.contextmanager
-def _nothing_moved() -> Iterator[None]:
+def _nothing_moved(files: SourceFiles) -> Iterator[None]:
     """Nothing is read, hashed, summed up, packed and written."""
     with (
-        mock.patch.object(source, "pread_into", _nothing),
+        mock.patch.object(files, "_read_into", _nothing),
         mock.patch.object(transfer, "pwrite_all", _nothing),
         mock.patch.object(crc32, "remainder", _zero),
         mock.patch.object(strided, "_packed", _unpacked),
@@ -92,7 +92,7 @@ def shares(folder: Path, out: Path, options: dict[str, object], rounds: int) -> 
         for _ in range(rounds):
             for one in plan.transfers:
                 known = least.setdefault(one.key, [float("inf")] * 2)
-                for number, patched in enumerate((contextlib.nullcontext(), _nothing_moved())):
+                for number, patched in enumerate((contextlib.nullcontext(), _nothing_moved(files))):
                     with patched:
                         begun = time.thread_time()
                         transfer.run_transfer(one, files, sink)

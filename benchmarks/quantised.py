@@ -206,14 +206,14 @@ def main() -> None:
                     if tree:
                         paths = [f"{tree}/core/src", *map(str, Path(tree).glob("plugins/*/src")), f"{tree}/page/src"]
                         environment["PYTHONPATH"] = os.pathsep.join(paths)
-                    _, cpu, private = measure([*CONVERT, str(source), str(output), *options], environment)
-                    spent[name].append(cpu)
-                    peak = max(peak, private) if name == "now" else peak
+                    sample = measure([*CONVERT, str(source), str(output), *options], environment)
+                    spent[name].append(sample.cpu)
+                    peak = max(peak, sample.private) if name == "now" else peak
                     larger = max(source, output, key=bytes_of)
                     size = bytes_of(larger)
                     if name == "now":
                         copy = Path(folder) / "copy"
-                        spent["cp"].append(measure(["cp", "-r", str(larger), str(copy)], dict(os.environ))[1])
+                        spent["cp"].append(measure(["cp", "-r", str(larger), str(copy)], dict(os.environ)).cpu)
                         shutil.rmtree(copy)
                     shutil.rmtree(output)
             cells = [f"{median(spent[one]):.2f} | {median(spent[one]) / size * 1e9:.2f}" for one in trees]

@@ -24,7 +24,7 @@ import uuid
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from bench import measure
+from bench import Spent, measure
 from plan_time import CASES, source_of
 from synthetic import write_hf
 
@@ -184,7 +184,7 @@ def costs(size: float, rounds: int, work: Path) -> None:
     write_hf(source, "llama", size)
     total = sum(one.stat().st_size for one in source.iterdir())
     ckpt = [sys.executable, "-m", "ckpt_core", "convert", str(source)]
-    rows: dict[str, list[tuple[float, float, int]]] = {}
+    rows: dict[str, list[Spent]] = {}
     for number in range(rounds):
         rows.setdefault("boto3 alone", []).append(
             measure([sys.executable, "-c", FLOOR, str(total), str(PART)], environment)
@@ -207,7 +207,7 @@ def costs(size: float, rounds: int, work: Path) -> None:
     server.terminate()
     print(f"{total / 1e9:.2f} GB\n\n| | CPU s | CPU s for each GB | peak private MB |\n| --- | ---: | ---: | ---: |")
     for name, taken in rows.items():
-        cpu, peak = statistics.median(one[1] for one in taken), statistics.median(one[2] for one in taken)
+        cpu, peak = statistics.median(one.cpu for one in taken), statistics.median(one.private for one in taken)
         print(f"| {name} | {cpu:.2f} | {cpu / total * 1e9:.2f} | {peak / 1e6:.0f} |", flush=True)
 
 

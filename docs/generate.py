@@ -114,7 +114,11 @@ def format_page(name: str) -> str:
     """Options, families, config keys and rows of one plugin."""
     info = require(name).info
     summary = info.summary.replace("*", "\\*")
-    parts = [f"{summary[0].upper()}{summary[1:]}.", f"Families: {', '.join(code(family) for family in info.families)}."]
+    families = ", ".join(map(code, info.families))
+    listed = f"Families: {families}."
+    if len(info.families) > 24:
+        listed = f"<details markdown>\n<summary>{len(info.families)} classes</summary>\n\n{families}\n\n</details>"
+    parts = [f"{summary[0].upper()}{summary[1:]}.", listed]
     options = [
         (code(n), code(values), code(default), help_) for n, values, default, help_ in option_table(info.options)
     ]
@@ -124,10 +128,10 @@ def format_page(name: str) -> str:
         }
         parts += ["## Options", table(("`-o`", "values", "default", "side", "what it does"),
                   [(n, values, default, sides[n.strip("`")], text) for n, values, default, text in options])]  # fmt: skip
-    families = [family for family in declared_families(require(name)) if not family.like]
-    parts += _configs(families)
-    parts += _choices(families)
-    parts += _tables(families, name)
+    kinds = [family for family in declared_families(require(name)) if not family.like]
+    parts += _configs(kinds)
+    parts += _choices(kinds)
+    parts += _tables(kinds, name)
     parts += _of_other_heads(name)
     return "\n\n".join(parts)
 
@@ -313,17 +317,12 @@ def names() -> str:
 
 
 def families() -> str:
-    """What becomes of a model of each family in each format, by `docs/families.txt`, and why where nothing does."""
+    """How many families each format holds, by `docs/families.txt`, and why it does not hold the others."""
     recorded = _recorded()
     formats = [name for name in ["ir", *FIRST_PARTY] if any(name in found for found in recorded.values())]
-    marks = {"exact": "exact", "rewritten": "rewritten", "refused": "-"}
-    rows = [
-        (code(name), *(marks[found[format][0]] if format in found else "?" for format in formats))
-        for name, found in recorded.items()
-    ]
     counts = [
         (word, *(sum(found.get(format, ("",))[0] == word for found in recorded.values()) for format in formats))
-        for word in marks
+        for word in ("exact", "rewritten", "refused")
     ]
     whys: dict[tuple[str, str], list[str]] = {}
     for name, found in recorded.items():
@@ -336,7 +335,6 @@ def families() -> str:
     parts = [
         f"{len(recorded)} families:",
         matrix(table(("", *map(code, formats)), counts)),
-        matrix(table(("family", *map(code, formats)), rows)),
     ]
     parts += [f"Not recorded yet: {', '.join(map(code, new))}."] if new else []
     reasons = [
@@ -695,10 +693,12 @@ def _members(value: type) -> str:
 
 def json_documents() -> str:
     """Every document of `--json`, key by key."""
-    parts = []
+    parts = [
+        table(("document", "what"), ((f"[{code(name)}](#{name})", one["description"]) for name, one in SCHEMAS.items()))
+    ]
     for name, one in SCHEMAS.items():
         rows = [(code(key), kind, words) for key, kind, words in _keys(one)]
-        parts += [f"## {name}", one.get("description", ""), table(("key", "type", "what"), rows)]
+        parts += [f"## {name}", one["description"], table(("key", "type", "what"), rows)]
     return "\n\n".join(parts)
 
 

@@ -140,18 +140,117 @@ class TestFollow:
         assert steps["step-5"]["why"] == "another run is writing it"
         assert once()[1] == {"step-5": "converted", "step-10": "done before", "step-100": "done before"}
 
+    def test_one_that_is_saved_again_is_not_taken_for_done(self, once, run, tmp_path, make):
+        """A run that was started anew from an earlier step saves the later ones again, with other values."""
+        import shutil
+
+        once()
+        shutil.rmtree(run / "step-100")
+        old(make("run/step-100", lambda tensors: tensors["final_norm.weight"].__imul__(2)), 1800)
+        code, states, steps = once()
+        assert code == 1 and [*states.values()] == ["done before", "done before", "failed"]
+        error = steps["step-100"]["error"]
+        assert (
+            "saved again after it was converted" in error["problem"]
+            and str(tmp_path / "out" / "step-100") in error["fix"]
+        )
+        shutil.rmtree(tmp_path / "out" / "step-100")
+        assert [*once()[1].values()] == ["done before", "done before", "converted"]
+        shutil.rmtree(run / "step-5")  # what is converted may go
+        assert once()[0] == 0
+
+    def test_a_follower_sees_that_too_while_it_runs(self, run, tmp_path, ckpt):
+        follower = follow.Follower(str(run), str(tmp_path / "out"), 0, {"to": "toy"})
+        assert [step["state"] for step in follower.look()] == ["converted"] * 3
+        assert [*follower.look()] == []
+        os.utime(run / "step-10" / "toy.safetensors")
+        os.utime(run / "step-10")
+        assert [(step["step"], step["state"]) for step in follower.look()] == [("step-10", "failed")]
+        assert [*follower.look()] == [], "it is said once"
+
+    def test_a_full_disk_is_tried_again(self, run, tmp_path, ckpt, monkeypatch):
+        """Neither a full disk nor a destination that is gone says anything of the checkpoint."""
+        import errno
+        import shutil
+
+        from ckpt_core.engine import run as engine
+
+        def full(plan, destination, **asked):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full")
+
+        out = tmp_path / "out"
+        follower = follow.Follower(str(run), str(out), 0, {"to": "toy"})
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "run_plan", full)
+            steps = [*follower.look()]
+            assert [step["state"] for step in steps] == ["failed"] * 3 and steps[0]["error"]["file"] == "/full"
+            assert steps[0]["error"]["anchor"] == "errors-of-the-system"
+            assert [*follower.look()] == []
+        shutil.rmtree(out)
+        assert [step["state"] for step in follower.look()] == ["converted"] * 3
+
+    def test_a_disk_without_room_is_tried_again(self, run, tmp_path, ckpt, monkeypatch):
+        from ckpt_core.engine import destination
+
+        follower = follow.Follower(str(run), str(tmp_path / "out"), 0, {"to": "toy"})
+        with monkeypatch.context() as patch:
+            patch.setattr(destination, "free_space", lambda path: (10, "/full"))
+            steps = [*follower.look()]
+            assert [step["state"] for step in steps] == ["failed"] * 3 and "no room" in steps[0]["error"]["problem"]
+        assert [step["state"] for step in follower.look()] == ["converted"] * 3
+
+    def test_clocks_that_differ(self, run, tmp_path, ckpt):
+        """The clock of a file server is ahead of ours, or behind it: a follower that goes on believes its own."""
+        now = [0.0]
+        names = {"step-5": -7200, "step-10": 600, "step-100": 7200}  # seconds ago
+        for name, seconds in names.items():
+            old(run / name, seconds)
+
+        def look(patient):
+            follower = follow.Follower(
+                str(run), str(tmp_path / "out"), 30, {"to": "toy"}, patient=patient, clock=lambda: now[0]
+            )
+            yield {step["step"]: step.get("why", step["state"]) for step in follower.look()}
+            now[0] += 31
+            yield {step["step"]: step.get("why", step["state"]) for step in follower.look()}
+
+        first, second = look(patient=True)
+        assert (
+            "is ahead" in first["step-5"] and first["step-10"] == "it is new here" and first["step-100"] == "converted"
+        )
+        assert second == {"step-5": "converted", "step-10": "converted"}
+
+    def test_a_damaged_receipt_stops_no_other(self, once, run, tmp_path):
+        once()
+        (tmp_path / "out" / "step-10" / "ckpt-receipt.json").write_text("{")
+        code, states, steps = once()
+        assert code == 1 and [*states.values()] == ["done before", "failed", "done before"]
+        assert "ckpt-receipt.json" in steps["step-10"]["error"]["file"]
+
+    def test_a_run_that_is_away_for_a_while(self, ckpt, run, tmp_path, monkeypatch):
+        looks = []
+
+        def away(seconds):
+            looks.append(seconds)
+            run.rename(tmp_path / "elsewhere") if len(looks) == 1 else None
+            if len(looks) == 3:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(follow.time, "sleep", away)
+        ran = ckpt("follow", run, tmp_path / "out", "--to", "toy")
+        assert ran.code == 130 and ran.err.count("can't be looked at") == 2 and "bug" not in ran.err
+
     def test_an_address_that_is_no_destination_is_refused_at_once(self, ckpt, run, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         ran = ckpt("follow", run, "https://example.org/out", "--to", "toy", "--once")
         assert ran.code == 2 and "is no destination" in ran.err and not (tmp_path / "https:").exists()
 
-    def test_another_format_in_the_place_of_the_outputs(self, once, run, ckpt, tmp_path):
+    def test_another_format_in_the_place_of_the_outputs(self, once, run, ckpt, tmp_path, monkeypatch):
         assert ckpt("convert", run / "step-5", tmp_path / "out" / "step-5", "--to", "toy", "-p").code == 0
-        receipt = tmp_path / "out" / "step-5" / "ckpt-receipt.json"
         assert once()[1]["step-5"] == "done before"
-        receipt.write_text(receipt.read_text().replace('"format": "toy"', '"format": "toi"'))
+        monkeypatch.setattr("ckpt_core.receipt.Receipt.format", "toi")
         ran = ckpt("follow", run, tmp_path / "out", "--to", "toy", "--once")
-        assert ran.code == 1 and "receipt" in ran.err
+        assert ran.code == 1 and "the outputs in this folder are of another format" in ran.err
 
     def test_one_line_a_checkpoint_until_it_is_stopped(self, ckpt, run, tmp_path, monkeypatch):
         def stop(seconds):

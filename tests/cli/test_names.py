@@ -24,10 +24,10 @@ class TestNearNames:
     @pytest.mark.parametrize(("asked", "meant"), [("conver", "convert"), ("compare", "diff"), ("inspct", "inspect")])
     def test_commands(self, ckpt, asked, meant):
         ran = ckpt(asked)
-        assert ran.code == 2 and f"Did you mean '{meant}'?" in ran.err
+        assert ran.code == 2 and f"did you mean 'ckpt {meant}'?" in ran.err
 
     def test_a_command_like_no_other(self, ckpt):
-        assert "Did you mean" not in ckpt("xyzzy").err
+        assert "did you mean" not in ckpt("xyzzy").err
 
     @pytest.mark.parametrize("asked", ["toi", "toys", "plaything", "Play-Thing", "play_thing"])
     def test_formats(self, ckpt, asked, tmp_path):
@@ -112,6 +112,30 @@ class TestCompletion:
             f"{'untie=':30} -- write the head out",
             "convert:Convert a checkpoint to another format.",
         ], ran
+
+    @pytest.mark.parametrize(
+        ("line", "offered"),
+        [
+            ("inspect mod", "file,mod"),
+            ("convert model ou", "file,ou"),
+            ("convert a b --config ", "file,"),
+            ("convert a b --to toy --spool /tm", "file,/tm"),
+            ("diff a b", "file,b"),
+            ("follow run", "file,run"),
+            ("inspect a --html pa", "file,pa"),
+            ("selftest toy --like m", "file,m"),
+            ("launch a --at b", "file,b"),
+            ("convert a b --dtype b", "plain,bf16"),
+            ("convert a b --engine d", "plain,dask"),
+            ("schema fing", "plain,fingerprint"),
+            ("formats to", "plain,toy"),
+        ],
+    )
+    def test_words_of_every_kind(self, installed, monkeypatch, line, offered):
+        """A path is left to the shell, which knows the disk."""
+        monkeypatch.setenv("COMP_WORDS", f"ckpt {line}")
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" "))))
+        assert BashWithValues(cli, {}, "ckpt", "_CKPT_COMPLETE").complete() == offered
 
     def test_words_that_bash_broke_at_the_sign(self, monkeypatch):
         for words, begun in (("-o untie =", "untie="), ("-o untie = f", "untie=f"), ("-o unt", "unt")):

@@ -111,8 +111,8 @@ class TestEndings:
     )
     def test_wrong_usage(self, ckpt, arguments):
         ran = ckpt(*arguments)
-        assert ran.code == 2 and "Usage: ckpt" in ran.err and ran.out == ""
-        assert "problem" in ckpt(*arguments, "--json").json["error"]
+        assert ran.code == 2 and ran.err.startswith("error: ") and "#usage-error" in ran.err and ran.out == ""
+        assert ckpt(*arguments, "--json").json["error"]["anchor"] == "usage-error"
 
     @pytest.mark.parametrize(("engine", "package"), [("dask", "distributed"), ("ray", "ray")])
     def test_engines_that_are_not_installed(self, ckpt, model, tmp_path, monkeypatch, engine, package):
@@ -132,6 +132,13 @@ class TestProgress:
             "converting 15%  10 GB/s  17 s left",
             "converting 60%  10 GB/s  8.0 s left",
         ]
+
+    def test_a_log_of_hours_has_a_line_a_minute(self, capsys):
+        times = iter(range(3600))
+        listen = PlainListener("converting", lambda: float(next(times)))
+        for done in range(3599):
+            listen(Progress(done, 3600, "x"))
+        assert 60 < len(capsys.readouterr().err.splitlines()) < 70
 
     def test_a_second_pass_starts_anew(self, capsys):
         times = iter([0.0, 1.0, 10.0, 11.0, 20.0])

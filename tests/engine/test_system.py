@@ -18,7 +18,7 @@ from ckpt_core import convert
 from ckpt_core.api import plan_conversion
 from ckpt_core.engine import destination as destinations
 from ckpt_core.errors import CkptError
-from ckpt_core.storage.bytes import files
+from ckpt_core.storage.bytes import files, pagecache
 from ckpt_tests import tiny
 from ckpt_tests.folders import contents
 from ckpt_tests.program import ckpt
@@ -170,6 +170,27 @@ def test_calls_that_a_file_system_lacks(
         code, text = ckpt("convert", model, tmp_path / "other", "--to", "nanotron")
         assert code == 1 and "--no-sync" in text and "other.ckpt-partial/out" in text
         assert ckpt("convert", model, tmp_path / "other", "--to", "nanotron", "--no-sync")[0] == 0
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("fits", ["both", "output", "nothing"])
+def test_pages_leave_the_cache_only_where_they_do_not_fit(
+    model: Path, tmp_path: Path, fits: str, sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: set[str] = set()
+
+    def advised(descriptor: int, offset: int, size: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        dropped.add(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(os, "posix_fadvise", advised)
+    plan = plan_conversion(model, tmp_path / "run", **TO)
+    room = {"both": plan.bytes_read + plan.bytes_written, "output": plan.bytes_written, "nothing": 1}[fits]
+    monkeypatch.setattr(pagecache, "memory", lambda: (1 << 40, room))
+    convert(model, tmp_path / "run", **TO, sync=sync)
+    written = {path.name for path in (tmp_path / "run").rglob("*.safetensors")}
+    source = {"model.safetensors"} if fits != "both" else set()
+    assert dropped == source | (written if sync and fits == "nothing" else set())
 
 
 def test_room_is_checked_before_the_first_byte(model: Path, tmp_path: Path) -> None:

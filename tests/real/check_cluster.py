@@ -62,6 +62,11 @@ def other_rename(old, new):
             rename(old, new)
 os.pwrite, os.write, os.rename = other_pwrite, other_write, other_rename
 """
+SRUN = """#!/bin/bash
+trap 'kill $(jobs -p)' TERM
+for node in 1 2 3; do "$@" & sleep 5; done
+wait
+"""
 PAIRS: dict[str, tuple[str, list[str]]] = {  # name -> what is read, and how it is written
     "hf-megatron": ("hf", ["megatron", "--tp", "2", "-o", "container=torch"]),
     "hf-megatron_dist": ("hf", ["megatron", "-o", "container=torch_dist"]),
@@ -76,13 +81,14 @@ PAIRS: dict[str, tuple[str, list[str]]] = {  # name -> what is read, and how it 
     "nanotron-nemo": ("hf-nanotron", ["nemo"]),
     "deepspeed-hf": ("hf-deepspeed", ["hf"]),
 }
+VOCABULARY = 8000
 MANY = 20
 """Workers of a cluster of which one may be no part."""
 
 
 def build(folder: Path, gigabytes: float) -> None:
     """A Llama in bf16 of about so many GB, in four files; every value another."""
-    h, f, kv, v = 512, 1408, 256, 8000
+    h, f, kv, v = 512, 1408, 256, VOCABULARY
     layer = {
         "self_attn.q_proj": (h, h), "self_attn.k_proj": (kv, h), "self_attn.v_proj": (kv, h), "self_attn.o_proj": (h, h),
         "mlp.gate_proj": (f, h), "mlp.up_proj": (f, h), "mlp.down_proj": (h, f), "input_layernorm": (h,), "post_attention_layernorm": (h,),
@@ -202,11 +208,14 @@ class Check:
         while self.done() < count and process.poll() is None:
             time.sleep(0.02)
 
-    @contextlib.contextmanager
-    def cluster(self, *workers: Worker) -> Iterator[Running]:
+    def clear(self) -> None:
         for path in (self.out, self.staging):
             shutil.rmtree(path, ignore_errors=True)
         self.share.mkdir(exist_ok=True)
+
+    @contextlib.contextmanager
+    def cluster(self, *workers: Worker) -> Iterator[Running]:
+        self.clear()
         with CLUSTERS[self.engine](self.work, workers) as running:
             yield running
 
@@ -387,13 +396,43 @@ class Check:
             good = good and not self.out.exists() and not self.staging.exists() and len(error.splitlines()) <= 6
             self.report("a source file changes", good, "one error, nothing is left", code, error, seconds)
 
+    def batch_job(self) -> None:
+        """The script of the documentation, as it is there; `srun` starts its command three times, on this machine."""
+        page = Path(__file__).parents[2] / "docs" / "tasks" / "cluster.md"
+        scripts = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", page.read_text(), re.DOTALL)
+        (script,) = (one for one in scripts if f"--engine {self.engine}" in one)
+        programs, source = self.work / "programs", self.local / "hf-megatron"
+        programs.mkdir(exist_ok=True)
+        for name, text in {"job": script, "hostname": "#!/bin/sh\necho 127.0.0.1\n", "srun": SRUN}.items():
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+        self.clear()
+        environment = {
+            **os.environ, "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "SRC": str(source), "DST": str(self.out), "SLURM_CPUS_PER_TASK": "1", "TMPDIR": str(self.work),
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120", "RAY_agent_register_timeout_ms": "120000",
+        }  # fmt: skip
+        job = subprocess.Popen(
+            [programs / "job"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )  # fmt: skip
+        try:
+            code, error, seconds = self.end(job)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+        verify = [sys.executable, "-m", "ckpt_core", "verify", str(source), str(self.out)]
+        good = code == 0 and subprocess.run(verify, capture_output=True, check=False).returncode == 0
+        said = "\n".join(line for line in error.splitlines() if line.startswith(("error", " ")))[:1000]
+        self.report("the batch job of the documentation", good, "verified", code, said, seconds)
+
     def inflated(self) -> None:
         """A tar in gzip, which each process inflates once for itself."""
         source, wanted = self.work / "packed.nemo", self.local / "nemo-hf"
         with open(self.local / "hf-nemo", "rb") as tar, gzip.open(source, "wb", 1) as packed:
             shutil.copyfileobj(tar, packed)
         with self.cluster(*[Worker()] * 3) as running:
-            process = self.begin(running.address, source, PAIRS["nemo-hf"][1])
+            # No receipt of ours says how many rows of it are padding.
+            process = self.begin(running.address, source, [*PAIRS["nemo-hf"][1], "-o", f"vocab={VOCABULARY}"])
             memory = 0.0
             while process.poll() is None:
                 memory = max(memory, *map(peak_memory, running.inside()))
@@ -446,7 +485,7 @@ class Check:
             self.refused("the scheduler or head is killed", process, "the cluster went away", "repeat the same command")
 
     def no_cluster(self) -> None:
-        self.share.mkdir(exist_ok=True)
+        self.clear()
         process = self.begin(f"{'tcp://' * (self.engine == 'dask')}127.0.0.1:{free_port()}")
         code, error, seconds = self.end(process)
         good = code == 1 and "does not answer" in error and seconds < 60
@@ -495,7 +534,7 @@ class Check:
             mounting = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
             names = (
                 "traffic progress joins_late two_commands worker_killed worker_killed_before_it_reports worker_fails all_disks_full worker_stands_still "
-                "all_stand_still driver_killed killed_publishing head_lost no_cluster other_version source_changes inflated"
+                "all_stand_still driver_killed killed_publishing head_lost no_cluster other_version source_changes inflated batch_job"
             )
             cases |= {name: getattr(self, name) for name in names.split()}
             if mounting:  # as root

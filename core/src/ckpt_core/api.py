@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from ckpt_core.architecture import Architecture
-from ckpt_core.arguments import OptionValue, check_count, check_format, options_of, path_of
+from ckpt_core.arguments import OptionValue, check_count, check_format, options_of, path_of, size_of
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.config import TableError
 from ckpt_core.description import Fragment
-from ckpt_core.diagnosis import broken_off, diagnosis
+from ckpt_core.diagnosis import absent, broken_off, diagnosis
 from ckpt_core.engine.executors import fitted
 from ckpt_core.engine.pieces import Transfer, pieces, uncut
 from ckpt_core.engine.plan import Plan, make_plan
@@ -46,7 +45,7 @@ from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.storage.bytes.remote import localised
 from ckpt_core.storage.bytes.remote.ranges import unanswered
 from ckpt_core.storage.bytes.remote.writable import writable
-from ckpt_core.storage.dtypes import DType, dtype_named
+from ckpt_core.storage.dtypes import DType, written_dtype
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.digest import HASHES, VERSION, Digests
 from ckpt_core.tensors.digest import fingerprint as combine
@@ -66,12 +65,7 @@ def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
     if name is not None:
         return require(name), "asked for with --from"
     if not os.path.exists(path):
-        hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) and not os.path.exists(os.path.dirname(path))
-        raise CkptError(
-            "there is no such file or folder",
-            file=path,
-            fix=f"a repository of the hub is written hf://{path}" if hub else None,
-        )
+        raise absent(path)
     unanswered.set(None)
     with at_home(path) as home:
         found = detect(path)
@@ -346,7 +340,7 @@ def plan_conversion(
     options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
     training_state: str | None = None,
-    max_memory: int | None = None,
+    max_memory: int | str | None = None,
     workers: int | None = None,
     apart: bool = False,
 ) -> Plan:
@@ -360,8 +354,8 @@ def plan_conversion(
     if writable(place) is None:  # said before a large source is looked at
         place = os.path.abspath(place)
     local = localised(path_of(src, "src"))
-    for name, number in (("max_memory", max_memory), ("workers", workers)):
-        check_count(number, name)
+    wanted, memory = _wanted(dtype), size_of(max_memory, "max_memory")
+    check_count(workers, "workers")
     reader, fact = find_format(local, format)
     writer = _writer(to, ranks)
     source_options, target_options = split_options(given, reader, writer)
@@ -369,7 +363,7 @@ def plan_conversion(
     how = _reading(reader, source_options, config, weights, writer.info.adapters, state)
     checkpoint = _read(reader, local, how, fact)
     typed = typed_options(writer.info, target_options, "write")
-    request = WriteRequest(typed, _wanted(dtype), tp, pp, ep, place, training_state or "auto")
+    request = WriteRequest(typed, wanted, tp, pp, ep, place, training_state or "auto")
     checkpoint = checkpoint.in_dtype(request.dtype)
     try:
         target = target_of(writer, checkpoint, request)
@@ -381,9 +375,15 @@ def plan_conversion(
         checkpoint = _read(reader, local, replace(how, training_state="drop"), fact).not_continued(problem)
         checkpoint = checkpoint.in_dtype(request.dtype)
         target = target_of(writer, checkpoint, request)
-    asked = {"to": to, **ranks, "dtype": dtype, "weights": weights, "options": given}
+    asked = {
+        "to": to,
+        **ranks,
+        "dtype": "keep" if wanted is None else wanted.name,
+        "weights": weights,
+        "options": given,
+    }
     asked |= {} if training_state is None else {"training_state": training_state}
-    return make_plan(checkpoint, target, memory=max_memory, workers=workers, options=asked, apart=apart)
+    return make_plan(checkpoint, target, memory=memory, workers=workers, options=asked, apart=apart)
 
 
 def _state_wanted(writer: Plugin, asked: str | None) -> str:
@@ -409,7 +409,7 @@ def _wanted(dtype: str) -> DType | None:
     """The dtype that `dtype` names; None for `keep`."""
     if not isinstance(dtype, str):
         raise UsageError("dtype is given by its name", found=f"{dtype!r:.60}", expected="keep, bf16, fp32, ...")
-    return None if dtype == "keep" else dtype_named(dtype)
+    return None if dtype == "keep" else written_dtype(dtype)
 
 
 def _writer(to: str, ranks: Mapping[str, int | None]) -> Plugin:
@@ -500,7 +500,7 @@ def convert(
     options: Mapping[str, OptionValue] | None = None,
     weights: str = "auto",
     training_state: str | None = None,
-    max_memory: int | None = None,
+    max_memory: int | str | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     sync: bool = True,
@@ -510,10 +510,10 @@ def convert(
 ) -> Receipt:
     """Convert `src` to format `to` at `dst`, and return the receipt that lies there.
 
-    `tp`, `pp` and `ep` are numbers of ranks; None keeps what the format says by itself. `dtype` is `keep` or a name (`bf16`).
+    `tp`, `pp` and `ep` are numbers of ranks; None keeps what the format says by itself. `dtype` is `keep` or a name (`bf16`, or `bfloat16`).
     `options` are those of both formats, as `-o` has them: `src.NAME` and `dst.NAME` where both have one of that name.
     `training_state` is `keep` or `drop`; without it, the optimizer's moments and all that belongs to them go along where both formats can.
-    `max_memory` is in bytes, 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
+    `max_memory` is in bytes or a text (`"2GB"`), 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
     checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, each of
     which may then use `max_memory`, and
     `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder`; `spool` is then a folder for what waits to

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from ckpt_core.errors import UsageError
+from ckpt_core.sizes import parse_size
 
 OptionValue = str | int | float | bool
 """The value of an option: the text that the command line has for it, or a plain value that is written as that text."""
@@ -31,6 +32,17 @@ def check_count(value: int | None, name: str, said: str = "") -> None:
         raise UsageError(f"{said or name} must be a whole number", found=_shown(value))
     if value is not None and value < 1:
         raise UsageError(f"{said or name} must be at least 1", found=value)
+
+
+def size_of(value: int | str | None, name: str) -> int | None:
+    """A number of bytes of at least 1, or text such as `2GB`, or None."""
+    if not isinstance(value, str):
+        check_count(value, name)
+        return value
+    try:
+        return parse_size(value)
+    except UsageError as problem:
+        raise UsageError(f"{name} must be a size", found=_shown(value), expected=problem.expected) from None
 
 
 def options_of(options: Mapping[str, OptionValue] | None) -> dict[str, str]:

@@ -5,12 +5,13 @@ The first finding that holds is the error. A folder is only listed, and files ar
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
 from collections.abc import Callable, Iterator
 
-from ckpt_core.errors import CkptError, FormatError, ProblemsFound
+from ckpt_core.errors import CkptError, FormatError, ProblemsFound, nearest
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.pointers import LONGEST
@@ -103,6 +104,7 @@ def diagnosis(path: str, installed: list[str], recognised: Recognised) -> CkptEr
         _damaged(folder)
         or _hub_cache(folder)
         or _rank(folder, recognised)
+        or _file_of(folder, recognised)
         or _inside(folder, recognised)
         or _iterations(folder)
         or _incomplete(folder)
@@ -120,6 +122,31 @@ def _unknown(folder: _Folder, installed: list[str]) -> CkptError:
         expected=", ".join(installed),
         fix="name the format with --from",
     )
+
+
+def absent(path: str) -> CkptError:
+    """The error about a path where nothing is."""
+    above = os.path.dirname(os.path.abspath(path))
+    fix = None
+    if os.path.islink(path):
+        fix = f"it is a link to {os.readlink(path)}, and nothing is there"
+    elif path.startswith("~"):
+        fix = "a shell does not expand ~ in quotes: write the whole path, or $HOME"
+    elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) and not os.path.exists(os.path.dirname(path)):
+        fix = f"a repository of the hub is written hf://{path}"
+    elif os.path.isdir(above):
+        with contextlib.suppress(OSError):
+            meant = nearest(os.path.basename(os.path.abspath(path)), os.listdir(above)[:_MOST])
+            fix = (
+                None
+                if meant is None
+                else f"did you mean {os.path.join(os.path.dirname(path.rstrip(os.sep)), meant)!r}?"
+            )
+    else:
+        while not os.path.isdir(above):
+            above = os.path.dirname(above)
+        fix = f"the folders are there as far as {above}"
+    return CkptError("there is no such file or folder", file=path, fix=fix)
 
 
 def broken_off(path: str, problem: CkptError) -> CkptError | None:
@@ -208,6 +235,22 @@ def _rank(folder: _Folder, recognised: Recognised) -> CkptError | None:
         file=folder.path,
         fix=f"give the folder in which all ranks are; {trace.package} reads it",
     )
+
+
+def _file_of(folder: _Folder, recognised: Recognised) -> CkptError | None:
+    """A file of a checkpoint: the checkpoint is the folder around it."""
+    above = os.path.abspath(folder.path)
+    for _ in range(3 if os.path.isfile(above) else 0):
+        above = os.path.dirname(above)
+        formats = recognised(above)
+        if formats:
+            place = os.path.relpath(above) if not os.path.isabs(folder.path) else above
+            return CkptError(
+                "this is a file of a checkpoint, not the checkpoint",
+                file=folder.path,
+                fix=f"give the folder: {place} ({', '.join(formats)})",
+            )
+    return None
 
 
 def _inside(folder: _Folder, recognised: Recognised) -> CkptError | None:

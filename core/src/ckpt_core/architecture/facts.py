@@ -26,7 +26,7 @@ from typing import Any
 from ckpt_core.architecture.schema import Architecture, Layer, RotaryKind, Stack, Vision
 from ckpt_core.architecture.serial import field_types, is_schema_class, optional_of
 from ckpt_core.architecture.validate import validate
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, did_you_mean
 
 
 class PerLayer(tuple):
@@ -155,6 +155,14 @@ def architecture_of(facts: Facts, source: str) -> Architecture:
     kind = facts.get("kind")
     if kind not in _KINDS:
         raise CkptError("no such kind of model", file=source, found=kind, expected=" | ".join(_KINDS))
+    unknown = sorted(facts.keys() - _paths_of(kind))
+    if unknown:
+        raise CkptError(
+            "facts that the schema does not know",
+            file=source,
+            found=", ".join(unknown),
+            fix=did_you_mean(unknown[0], _paths_of(kind)),
+        )
     owners = {owner for path in facts for owner in _owners(path)}
     values: dict[str, object] = {
         name: _build_stack(facts, prefix, owners, source)
@@ -163,9 +171,6 @@ def architecture_of(facts: Facts, source: str) -> Architecture:
     values |= _build_fields(facts, "", Architecture, None, owners, source)
     if "vision" in owners:
         values["vision"] = _build_vision(facts, owners, source)
-    unknown = sorted(facts.keys() - _paths_of(kind))
-    if unknown:
-        raise CkptError("facts that the schema does not know", file=source, found=", ".join(unknown))
     return validate(_construct(Architecture, values, "", source), source)
 
 
@@ -245,6 +250,13 @@ def _prefixes(kind: str) -> list[str]:
     """What the paths of each stack begin with."""
     names = _KINDS[kind]
     return [f"{name}." if len(names) == 2 else "" for name in names]
+
+
+@functools.cache
+def every_path() -> frozenset[str]:
+    """Every path that facts of any model may have, and those above it."""
+    paths = frozenset[str]().union(*map(_paths_of, _KINDS))
+    return paths | {owner for path in paths for owner in _owners(path)}
 
 
 @functools.cache

@@ -11,11 +11,12 @@ from click.shell_completion import (
     get_completion_class,
 )
 
+from ckpt_core.cli.mistakes import OneOf
 from ckpt_core.cli.output import say
 
 
 @click.command(short_help="Print the completion script of a shell.")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=OneOf(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
     """Print a script that completes commands, options, formats, values of -o and families in SHELL.
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.addresses import spelled
-from ckpt_core.cli.names import FormatCommand, FormatName
+from ckpt_core.cli.mistakes import OneOf
+from ckpt_core.cli.names import PATH, FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import (
     Page,
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=FormatCommand, short_help="Convert a checkpoint to another format.")
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", type=PATH)
+@click.argument("dst", type=PATH)
 @click.option(
     "--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`."
 )
@@ -49,28 +50,28 @@ if TYPE_CHECKING:
     "--max-shard-size",
     type=Size(),
     metavar="SIZE",
-    help="The largest size of one output file, where the format has several.",
+    help="The largest size of one output file, e.g. 5GB, where the format has several.",
 )
 @click.option(
     "--training-state",
-    type=click.Choice(["keep", "drop"]),
+    type=OneOf(["keep", "drop"]),
     help="Whether the optimizer's moments and all that a run needs to go on are taken along.  [default: where both formats can]",
 )
 @click.option(
     "--max-memory",
     type=Size(),
     metavar="SIZE",
-    help="How much memory may be used, e.g. 256MiB or 2GB; by each worker that is a process.  [default: 256MiB]",
+    help="How much memory may be used, e.g. 256MiB or 2GB; with another engine than local, by each worker.  [default: 256MiB]",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How many tensors are converted at a time.  [default: up to 4, of a cluster all]",
+    help="How many pieces of tensors, of about 64 MB, are converted at a time.  [default: up to 4, of a cluster all]",
 )
 @click.option(
     "--engine",
-    type=click.Choice(["local", "processes", "ray", "dask"]),
+    type=OneOf(["local", "processes", "ray", "dask"]),
     default="local",
     show_default=True,
     help="Where the work is done. Cluster workers must see the same paths.",
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
 @click.option(
     "--engine-address",
     metavar="ADDRESS",
-    help="A running Ray or Dask cluster; without it one is started on this machine.",
+    help="A running Ray or Dask cluster, as ray://head:10001 or tcp://head:8786; without it one is started on this machine.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, from headers alone, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Delete the checkpoint at DST, once the new one is whole.")
@@ -91,8 +92,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--spool",
+    type=PATH,
     metavar="DIR",
-    help="Where an output waits that goes to s3://, until its parts are whole.  [default: ckpt in the user's caches]",
+    help="The folder where an output that goes to s3:// waits until its parts are whole.  [default: ckpt in the user's caches]",
 )
 def command(
     src: str,
@@ -123,9 +125,13 @@ def command(
     # Nothing is multiplied here, and the thread per core that NumPy would start spins: a fifth of what a plan costs.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ckpt_core.api import plan_conversion
+    from ckpt_core.engine.destination import check_spool
+    from ckpt_core.engine.executors import check_engine
     from ckpt_core.plugins.discovery import require
 
     require(str(asked["to"]))  # a name that no format has is said before a large source is looked at
+    check_spool(dst, spool)
+    check_engine(engine, engine_address)
     if max_shard_size is not None:
         options = with_shard_size(options, str(asked["to"]), max_shard_size)
     if max_memory is not None:

@@ -66,14 +66,16 @@ def command(*, as_json: bool) -> int:
     """Say what is installed and whether it works, what more libraries would unlock, and what room there is.
 
     Each plugin writes a small model, finds every element where it put it, and reads every value as it was; that takes seconds. Exit 0 if
-    all is well, 1 if a plugin is broken or fails, or if the versions of distributions differ.
+    all is well, 1 if a plugin is broken or fails, if the versions of distributions differ, or if there is no folder for temporary files.
     """
     from ckpt_core.plugins.discovery import all_plugins
 
     plugins = all_plugins()
-    examined = [examination(plugin) for plugin in plugins]
+    temporary = _temporary()
+    unchecked = f"no folder for temporary files: {_SET_TMPDIR}"
+    examined = [examination(one) if temporary else Examination(one, "not run", unchecked) for one in plugins]
     mismatched = sorted({one.distribution for one in plugins if _of_ours(one) and not _of_this_version(one)})
-    healthy = all(one.healthy for one in examined) and not mismatched and bool(plugins)
+    healthy = all(one.healthy for one in examined) and not mismatched and bool(plugins) and temporary is not None
     if as_json:
         emit_json(_json(examined, mismatched, healthy), "doctor")
     else:
@@ -167,27 +169,32 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _memory() -> tuple[int | None, int | None]:
-    """All memory, and what is available, in bytes; None where the system does not say."""
-    found: dict[str, int] = {}
+_SET_TMPDIR = "set TMPDIR to one that can be written"
+
+
+def _temporary() -> str | None:
+    """Where temporary files go; None if no folder that Python tries can be written."""
+    import tempfile
+
     try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                name, _, rest = line.partition(":")
-                found[name] = int(rest.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return found.get("MemTotal"), found.get("MemAvailable")
+        return tempfile.gettempdir()
+    except OSError:
+        return None
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """All memory of this machine, and what is available, in bytes."""
+    from ckpt_core.storage.bytes.pagecache import memory
+
+    return memory()
 
 
 def _disks() -> list[tuple[str, int, str]]:
     """Free bytes here and where temporary files go."""
-    import tempfile
-
     from ckpt_core.storage.bytes.space import free_space
 
     rows = []
-    for path in dict.fromkeys((os.getcwd(), tempfile.gettempdir())):
+    for path in dict.fromkeys(filter(None, (os.getcwd(), _temporary()))):
         room = free_space(path)
         if room is not None:
             rows.append((path, *room))
@@ -195,7 +202,7 @@ def _disks() -> list[tuple[str, int, str]]:
 
 
 def _json(examined: list[Examination], mismatched: list[str], healthy: bool) -> dict[str, object]:
-    memory, available = _memory()
+    total, available = _memory()
     return {
         "healthy": healthy,
         "versions": _versions(),
@@ -218,7 +225,7 @@ def _json(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
         ],
         "machine": {
             "cores": os.cpu_count() or 1,
-            "memory": memory,
+            "memory": total,
             "available": available,
             "disks": [{"path": path, "free": free, "mount": mount} for path, free, mount in _disks()],
         },
@@ -233,11 +240,11 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
         "mismatched",
         *(paint(f"{one}, where ckpt-core is {__version__}: install all of one version", "red") for one in mismatched),
     )
-    memory, available = _memory()
-    if memory is not None and available is not None:
+    total, available = _memory()
+    if total is not None and available is not None:
         page.say(
             "memory",
-            f"{size_text(available)} available of {size_text(memory)}; a conversion takes 256 MiB, see --max-memory",
+            f"{size_text(available)} available of {size_text(total)}; a conversion takes 256 MiB, see --max-memory",
         )
     page.say("cores", str(os.cpu_count() or 1))
     page.say("disk", *(f"{size_text(free)} free at {path} (on {mount})" for path, free, mount in _disks()))
@@ -265,7 +272,7 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
     if healthy:
         say(paint("all is well", "green"))
     else:
-        wrong = [plural(failed, "plugin") + " with a problem"] * bool(failed) + ["versions that differ"] * bool(
-            mismatched
-        )
+        wrong = [plural(failed, "plugin") + " with a problem"] * bool(failed)
+        wrong += ["versions that differ"] * bool(mismatched)
+        wrong += [f"no folder for temporary files ({_SET_TMPDIR})"] * (_temporary() is None)
         say(paint(f"not well: {', '.join(wrong) or 'no plugin is installed'}", "red"))

@@ -11,19 +11,23 @@ import fnmatch
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckpt_core.cli.convert import with_shard_size
-from ckpt_core.cli.names import FormatCommand, FormatName
+from ckpt_core.cli.mistakes import OneOf
+from ckpt_core.cli.names import PATH, FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import emit_json, paint, say
 from ckpt_core.cli.progress import duration_text
-from ckpt_core.errors import BeingWritten, CkptError, StoreError, UsageError
+from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError, UsageError
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
+
+if TYPE_CHECKING:
+    from ckpt_core.receipt import Receipt
 
 # How frameworks call the checkpoints of a run. A name without a number (`latest`, `final`) is none of them.
 _STEPS = (
@@ -45,8 +49,14 @@ _RANKS = ("mp_rank_[0-9]*", "tp_rank_[0-9]*_pp_rank_[0-9]*")
 _POINTERS = ("latest_checkpointed_iteration.txt", "latest.txt", "latest", "newest")
 # Marks of what is not finished yet: NeMo's `-unfinished`, temporary folders of the Trainer and of Orbax, downloads.
 _UNFINISHED = ("*-unfinished", "tmp-*", "*.tmp", "*.tmp-*", "*.incomplete", "*.partial", "*.ckpt-partial", ".tmp*")
-_PASSING = ("store-error", "worker-error")  # errors that say nothing of the checkpoint: it is tried again
+_PASSING = (
+    "store-error",
+    "worker-error",
+    "errors-of-the-system",
+)  # errors that say nothing of the checkpoint: it is tried again
 _QUIET = 30.0
+_LONG_AGO = 3600.0
+"""Seconds after which nobody still writes a checkpoint, whatever the clocks of this machine and of its file server are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +91,32 @@ def _files_in(path: str) -> list[str]:
 
 
 @click.command(cls=FormatCommand, short_help="Convert each new checkpoint of a running training, once.")
-@click.argument("run")
-@click.argument("dst")
+@click.argument("run", type=PATH)
+@click.argument("dst", type=PATH)
 @click.option(
     "--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`."
 )
 @reading
 @layout
-@click.option("--max-shard-size", type=Size(), metavar="SIZE", help="The largest size of one output file.")
-@click.option("--training-state", type=click.Choice(["keep", "drop"]), help="As of `ckpt convert`.")
-@click.option("--max-memory", type=Size(), metavar="SIZE", help="How much memory may be used.  [default: 256MiB]")
+@click.option("--max-shard-size", type=Size(), metavar="SIZE", help="The largest size of one output file, e.g. 5GB.")
+@click.option(
+    "--training-state",
+    type=OneOf(["keep", "drop"]),
+    help="Whether the optimizer's moments and all that a run needs to go on are taken along.  [default: where both formats can]",
+)
+@click.option(
+    "--max-memory",
+    type=Size(),
+    metavar="SIZE",
+    help="How much memory may be used, e.g. 256MiB or 2GB.  [default: 256MiB]",
+)
 @click.option(
     "--every",
     type=click.FloatRange(min=1),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often RUN is looked at.",
+    help="How often RUN is looked at, without --once.",
 )
 @click.option(
     "--quiet",
@@ -105,14 +124,15 @@ def _files_in(path: str) -> list[str]:
     default=_QUIET,
     show_default=True,
     metavar="SECONDS",
-    help="How long a checkpoint must not have changed.",
+    help="How long a checkpoint must not have changed, so that a half-written one is never opened.",
 )
 @click.option("--once", is_flag=True, help="Convert what is whole now, and end: for cron.")
 def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_json: bool, **asked: Any) -> int:
     """Convert each checkpoint in the folder RUN to DST/NAME, as soon as it is whole, and go on until it is stopped.
 
     A checkpoint is converted once: the receipt in its output says so. It may be stopped at any time, and the same command goes on. One
-    line is printed for each checkpoint. Exit 1 if, with --once, a conversion failed.
+    line is printed for each checkpoint, and a failure stops no other. With --once: exit 0 if nothing failed, though something may still wait, and 1
+    if a conversion failed.
 
     \b
     ckpt follow run/checkpoints hf --to hf
@@ -133,7 +153,7 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     asked = {name: value for name, value in asked.items() if value is not None}
     if writable(dst, below=True) is None:  # a scheme that is not written is refused
         os.makedirs(dst, exist_ok=True)
-    follower = Follower(run, dst, quiet, asked)
+    follower = Follower(run, dst, quiet, asked, patient=not once)
     if not steps_in(run):
         say(f"no checkpoint is in {run}" + ("" if once else f" yet; it is looked at every {every:g} s"), err=True)
     if once:
@@ -146,30 +166,52 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
                     show(step)
         return 1 if any(step["state"] == "failed" for step in steps) else 0
     while True:
-        for step in follower.look():
-            if as_json:
-                emit_json(step, "step", line=True)
-            elif step["state"] != "done before":
-                show(step)
+        try:
+            for step in follower.look():
+                if as_json:
+                    emit_json(step, "step", line=True)
+                elif step["state"] != "done before":
+                    show(step)
+        except OSError as error:  # the disk of the run is away for a while, or the run has been moved
+            say(f"{run} can't be looked at: {error.strerror}; it is tried again in {every:g} s", err=True)
         time.sleep(every)
 
 
 class Follower:
-    """Looks at a run again and again. What was said of a checkpoint is not said twice."""
+    """Looks at a run again and again. What was said of a checkpoint is not said twice.
 
-    def __init__(self, run: str, dst: str, quiet: float, asked: Mapping[str, Any]) -> None:
+    A `patient` one looks more than once, and believes its own clock: a checkpoint must not have changed while it looked.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        dst: str,
+        quiet: float,
+        asked: Mapping[str, Any],
+        patient: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._run, self._dst, self._quiet, self._asked = run, dst, quiet, asked
+        self._patient, self._clock = patient, clock
         self._said: dict[str, str] = {}
+        self._done: dict[str, tuple[int, int]] = {}
+        self._seen: dict[str, tuple[State, float]] = {}
         self._failed: dict[str, State] = {}
 
     def look(self) -> Iterator[dict[str, Any]]:
         """What became of each checkpoint that is there now, as the documents of `--json`; only what is new is said."""
         for name in steps_in(self._run):
-            if self._said.get(name) in ("converted", "done before"):
+            if self._done.get(name, ()) == _mark(self._run, name):
                 continue
             step = self._looked_at(name)
-            if step is not None and (step["state"] in ("converted", "failed") or self._said.get(name) != step["state"]):
-                self._said[name] = step["state"]
+            if step is None:
+                continue
+            if step["state"] in ("converted", "done before"):
+                self._done[name] = _mark(self._run, name)
+            said = step["state"] + (step["error"]["problem"] if step["state"] == "failed" else "")
+            if step["state"] == "converted" or self._said.get(name) != said:
+                self._said[name] = said
                 yield step
 
     def _looked_at(self, name: str) -> dict[str, Any] | None:
@@ -178,10 +220,20 @@ class Follower:
         source, destination = places[0], os.path.join(self._dst, output_name(name, self._asked))
         step: dict[str, Any] = {"step": name, "state": "done before", "source": source, "destination": destination}
         try:
-            if self._is_done(destination, str(self._asked["to"])):
+            receipt = self._receipt_of(destination, str(self._asked["to"]))
+        except (StoreError, FormatError) as error:  # a store may answer the next time
+            return step | _failed(error)
+        if receipt is not None:
+            changed = next(filter(None, map(_changed, receipt.source_files.items())), None)
+            if changed is None:
                 return step
-        except StoreError as error:  # it may answer the next time
-            return step | {"state": "failed", "error": error.to_json() | {"anchor": error.anchor}}
+            return step | _failed(
+                CkptError(
+                    "it was saved again after it was converted",
+                    file=changed,
+                    fix=f"remove {destination}, and it is converted again",
+                )
+            )
         absent = [place for place in places[1:] if not os.path.lexists(place)]
         try:
             state = State.of([place for place in places if place not in absent])
@@ -189,7 +241,11 @@ class Follower:
             return None
         if self._failed.get(name) == state:
             return None
-        why = self._not_yet(name, state)
+        seen, since = self._seen.get(name, (None, 0.0))
+        if seen != state:
+            since = self._clock()
+            self._seen[name] = state, since
+        why = self._not_yet(name, state, self._clock() - since)
         if why is None and absent:
             why = f"{os.path.basename(os.path.dirname(absent[0]))} has no file of it"
         if why is not None:
@@ -199,15 +255,15 @@ class Follower:
             self._failed[name] = state
         return step
 
-    def _is_done(self, destination: str, to: str) -> bool:
-        """Whether a receipt says so. `CkptError` if it is that of another format: the folder is another follower's."""
+    def _receipt_of(self, destination: str, to: str) -> Receipt | None:
+        """The receipt of an output that is there. `CkptError` if it is that of another format: the folder is another follower's."""
         from ckpt_core.receipt import read_receipt
         from ckpt_core.receipt.places import receipt_path
         from ckpt_core.storage.bytes.remote import found
 
         there = found(destination)
         if there is None or not os.path.isfile(path := receipt_path(there)):
-            return False
+            return None
         receipt = read_receipt(path)
         if receipt.format != to:
             raise CkptError(
@@ -217,10 +273,10 @@ class Follower:
                 expected=to,
                 fix="name a folder for each format",
             )
-        return True
+        return receipt
 
-    def _not_yet(self, name: str, state: State) -> str | None:
-        """Why a checkpoint is not opened yet."""
+    def _not_yet(self, name: str, state: State, unchanged: float) -> str | None:
+        """Why a checkpoint is not opened yet, which has been `unchanged` for so many seconds of our own clock."""
         if not state.files:
             return "it is empty"
         for mark in (
@@ -236,8 +292,14 @@ class Follower:
         if pointer is not None and number is not None and number > pointer[1]:
             return f"{pointer[0]} names {pointer[1]}"
         age = time.time() - state.newest
-        if age < self._quiet:
-            return f"it changed {max(0.0, age):.0f} s ago"
+        if self._patient and age < 0 and unchanged >= self._quiet:
+            return None  # the file server's clock is ahead of ours, and ours has waited
+        if age < 0 and self._quiet:
+            return f"its files are {-age:.0f} s younger than now: the clock of their disk is ahead"
+        if max(0.0, age) < self._quiet:
+            return f"it changed {age:.0f} s ago"
+        if self._patient and age < _LONG_AGO and unchanged < self._quiet:
+            return "it is new here"
         return None
 
     def _converted(self, source: str, destination: str) -> dict[str, Any]:
@@ -246,19 +308,18 @@ class Follower:
 
         began = time.monotonic()
         try:
+            if "://" not in self._dst:
+                os.makedirs(self._dst, exist_ok=True)  # whoever removed it wants new ones all the same
             plan = plan_conversion(source, destination, **self._asked)
             receipt = run_plan(plan, destination)
         except BeingWritten:  # by another follower: the next look finds its receipt
             return {"state": "waiting", "why": "another run is writing it"}
-        except (CkptError, FileNotFoundError) as problem:
-            if self._is_done(destination, str(self._asked["to"])):  # by another follower, meanwhile
+        except (CkptError, OSError) as problem:
+            if self._receipt_of(destination, str(self._asked["to"])) is not None:  # by another follower, meanwhile
                 return {"state": "done before"}
-            gone = not os.path.lexists(source)  # a run removes its old checkpoints
-            if isinstance(problem, OSError) and not gone:
-                raise
-            error = CkptError("it was removed meanwhile", file=source) if gone else problem
-            assert isinstance(error, CkptError)
-            return {"state": "failed", "error": error.to_json() | {"anchor": error.anchor}}
+            if not os.path.lexists(source):  # a run removes its old checkpoints
+                return _failed(CkptError("it was removed meanwhile", file=source))
+            return _failed(problem, destination)
         if receipt.found:  # another follower was faster
             return {"state": "done before"}
         return {
@@ -267,6 +328,37 @@ class Follower:
             "bytes_written": plan.bytes_written,
             "fingerprint": receipt.fingerprint,
         }
+
+
+def _failed(problem: CkptError | OSError, destination: str = "") -> dict[str, Any]:
+    """What is said of a checkpoint that is not converted. A problem of the disk, or of the `destination`, is none of the checkpoint."""
+    if isinstance(problem, OSError):
+        text = problem.strerror or str(problem)
+        problem, passing = CkptError(text, file=problem.filename, fix="it is tried again: what is done is kept"), True
+    else:
+        passing = bool(destination) and problem.file in (destination, os.path.dirname(os.path.abspath(destination)))
+    anchor = "errors-of-the-system" if passing else problem.anchor
+    return {"state": "failed", "error": problem.to_json() | {"anchor": anchor}}
+
+
+def _changed(file: tuple[str, tuple[int, int]]) -> str | None:
+    """The path of a file that is there and is not as it was read: its size and its time of change."""
+    path, was = file
+    try:
+        status = os.stat(path)
+    except OSError:  # a run may remove what is converted
+        return None
+    return path if (status.st_size, status.st_mtime_ns) != was else None
+
+
+def _mark(run: str, name: str) -> tuple[int, int]:
+    """What tells a checkpoint from one that is saved in its place, for the price of one look: a folder's number and time of change."""
+    whole = os.path.join(run, name)
+    try:
+        status = os.stat(whole if os.path.lexists(whole) else places_of(run, name)[0])
+    except OSError:
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns
 
 
 def steps_in(run: str) -> list[str]:

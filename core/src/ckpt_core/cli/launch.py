@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_core.cli.names import FormatCommand, FormatName
+from ckpt_core.cli.names import PATH, FormatCommand, FormatName
 from ckpt_core.cli.options import layout, reading
 from ckpt_core.cli.output import emit_json, say
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=FormatCommand, short_help="Print how a framework is started with a checkpoint.")
-@click.argument("src")
+@click.argument("src", type=PATH)
 @click.option(
     "--to", type=FormatName(), metavar="FORMAT", help="The format that SRC is converted to.  [default: its own]"
 )
-@click.option("--at", "dst", metavar="DST", help="Where the converted checkpoint lies.")
+@click.option("--at", "dst", type=PATH, metavar="DST", help="Where the converted checkpoint lies.")
 @reading
 @layout
 def command(src: str, *, as_json: bool, **asked: Any) -> None:
@@ -53,8 +53,8 @@ def show(launch: Launch) -> None:
             text = shlex.join(argument.words) or f"{argument.name}: {argument.value}"
             say(f"#   {text}" + ("" if argument.default is UNKNOWN else f"    (its own: {argument.default})"))
     else:
-        what = "everything" if taken else "nothing"
-        say(f"# {launch.framework} takes {what} that the model is from the checkpoint.")
+        told = f"is told {'by this file' if launch.document else 'here'} what the model is; the checkpoint gives it weights alone"
+        say(f"# {launch.framework} {'finds in the checkpoint what the model is' if taken else told}.")
     if not launch.document:
         for argument in silent:
             if not argument.words:

@@ -16,6 +16,7 @@ import sys
 import click
 
 from ckpt_core import __version__
+from ckpt_core.cli.mistakes import as_ours
 from ckpt_core.cli.output import Unprintable, emit_json, open_standard_streams, paint, say
 from ckpt_core.errors import CkptError, UsageError, nearest
 
@@ -50,7 +51,12 @@ _CALLED = {
     "reshard": "convert",
     "watch": "follow",
     "test": "selftest",
+    "version": "--version",
 }
+# Click 8.2 and newer: a group of commands without any is an error whose text is the help.
+_NO_ARGUMENTS: tuple[type[click.ClickException], ...] = (
+    (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
+)
 COLLECTION = 100_000
 """New objects between two searches for cycles. A plan has millions and no cycle: searching took up to a fifth of a large one."""
 
@@ -72,11 +78,14 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            meant = _CALLED.get(args[0].lower()) or nearest(args[0], [*_COMMANDS, *_CALLED])
-            if meant is None:
+            if args[0].startswith("-"):
                 raise
-            said = f"{error.message} Did you mean '{_CALLED.get(meant, meant)}'?"
-            raise click.UsageError(said, ctx) from None
+            meant = _CALLED.get(args[0].lower()) or nearest(args[0], [*_COMMANDS, *_CALLED])
+            raise UsageError(
+                f"there is no command {args[0]!r}",
+                expected=", ".join(_COMMANDS),
+                fix=f"did you mean 'ckpt {_CALLED.get(meant, meant)}'?" if meant else None,
+            ) from error
 
 
 @click.group(
@@ -104,6 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
         importlib.import_module("ckpt_core.cli.completion")
     ends = arguments is None  # the process, with this command
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["help"]:  # `ckpt help convert`, as of other programs
+        arguments = [*arguments[1:], "--help"]
     as_json = "--json" in arguments
     before = signal.signal(signal.SIGTERM, _terminate)
     collection = gc.get_threshold()
@@ -111,7 +122,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return cli.main(arguments, prog_name="ckpt", standalone_mode=False) or 0
     except (Exception, KeyboardInterrupt) as error:
-        if os.environ.get("CKPT_DEBUG") and not isinstance(error, click.ClickException):
+        if isinstance(error, _NO_ARGUMENTS):
+            for line in error.format_message().split("\n"):
+                say(line, err=True)
+            return 2
+        if isinstance(error, click.ClickException):
+            error = as_ours(error)
+        elif os.environ.get("CKPT_DEBUG"):
             raise
         return _report(error, as_json)
     finally:
@@ -126,8 +143,6 @@ def _report(error: BaseException, as_json: bool) -> int:
     code, text, body = _explained(error)
     if as_json and not isinstance(error, Unprintable):
         emit_json({"error": body}, "error")
-    elif isinstance(error, click.ClickException):
-        _show_usage(error)
     else:
         first, *others = [*text.split("\n"), f"  see: docs/troubleshooting.md#{body['anchor']}"]
         say(f"{paint('error', 'red', sys.stderr)}: {first}", err=True)
@@ -136,24 +151,10 @@ def _report(error: BaseException, as_json: bool) -> int:
     return code
 
 
-def _show_usage(error: click.ClickException) -> None:
-    """What click found wrong with the arguments, as click shows it."""
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    if context is not None:
-        for line in context.get_usage().split("\n"):
-            say(line, err=True)
-        say(f"Try '{context.command_path} --help' for help.", err=True)
-        say(err=True)
-    say(f"{paint('error', 'red', sys.stderr)}: {error.format_message()}", err=True)
-
-
 def _explained(error: BaseException) -> tuple[int, str, dict[str, object]]:
     """Exit code, text and JSON form of whatever ended a command."""
     if isinstance(error, click.Abort) and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, click.ClickException):
-        said = error.format_message()
-        return error.exit_code, said, {"problem": said, "anchor": UsageError("").anchor}
     code, about = 1, ""
     if isinstance(error, KeyboardInterrupt | click.Abort):
         code = 143 if isinstance(error, Terminated) else 130
@@ -161,6 +162,8 @@ def _explained(error: BaseException) -> tuple[int, str, dict[str, object]]:
         about = "interrupted"
     elif isinstance(error, CkptError):
         code, problem = error.exit_code, error
+    elif isinstance(error, FileNotFoundError) and error.filename is None and not _is_somewhere():
+        problem = CkptError("the current folder has been removed", fix="go to one that exists (cd), and try again")
     elif isinstance(error, OSError):
         problem = CkptError(error.strerror or str(error), file=error.filename, fix=_advice(error))
         about = "errors-of-the-system"
@@ -172,6 +175,14 @@ def _explained(error: BaseException) -> tuple[int, str, dict[str, object]]:
         problem = CkptError(f"{type(error).__name__}: {error}", fix=fix)
         about = "a-bug"
     return code, str(problem), problem.to_json() | {"anchor": about or problem.anchor}
+
+
+def _is_somewhere() -> bool:
+    """Whether the current folder is still there."""
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def _advice(error: BaseException) -> str | None:

@@ -15,10 +15,19 @@ if TYPE_CHECKING:
     from ckpt_core.plugins.request import Option
 
 
+PATH = click.Path(readable=False)
+"""A path or an address, which shells complete. Whether anything is there is said where it is opened."""
+
+
 class FormatName(click.ParamType):
     """The name of an installed format. Whether there is one is said where it is looked up."""
 
     name = "format"
+
+    def known(self) -> tuple[str, ...]:
+        from ckpt_core.plugins.installed import format_names
+
+        return tuple(format_names())
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from ckpt_core.plugins.installed import format_names

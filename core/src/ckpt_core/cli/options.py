@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable
 
 import click
+from click.shell_completion import CompletionItem
 
-from ckpt_core.cli.names import FormatName, OptionOfFormat
+from ckpt_core.cli.mistakes import OneOf, named
+from ckpt_core.cli.names import PATH, FormatName, OptionOfFormat
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import parse_size
 
@@ -22,8 +24,31 @@ class Size(click.ParamType):
             return value
         try:
             return parse_size(str(value))
-        except UsageError:
-            self.fail(f"{value!r} is not a size; write 256MiB, 2GB or a number of bytes", param, ctx)
+        except UsageError as problem:
+            raise UsageError(
+                f"{named(param)} is no size", found=value, expected="256MiB, 2GB or a number of bytes"
+            ) from problem
+
+
+class DtypeName(click.ParamType):
+    """`keep`, or the name of a dtype that weights are written in: ours, or that of torch or safetensors."""
+
+    name = "dtype"
+
+    def known(self) -> tuple[str, ...]:
+        from ckpt_core.storage.dtypes import WRITTEN
+
+        return ("keep", *WRITTEN)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "keep":
+            return "keep"
+        from ckpt_core.storage.dtypes import written_dtype
+
+        return written_dtype(str(value)).name
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in self.known() if name.startswith(incomplete)]
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -31,9 +56,9 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     for value in values:
         name, equals, text = value.partition("=")
         if not equals or not name:
-            raise click.BadParameter(f"{value!r} is not KEY=VALUE", ctx, param)
+            raise UsageError(f"-o takes KEY=VALUE, and not {value!r}", expected="-o KEY=VALUE")
         if name in found:
-            raise click.BadParameter(f"{name!r} is given twice", ctx, param)
+            raise UsageError(f"the option {name!r} is given twice", fix=f"say -o {name}=... once")
         found[name] = text
     return found
 
@@ -52,6 +77,7 @@ def reading(command: Callable) -> Callable:
     for option in (
         click.option(
             "--cache",
+            type=PATH,
             metavar="DIR",
             expose_value=False,
             callback=_keep_ranges,
@@ -60,7 +86,7 @@ def reading(command: Callable) -> Callable:
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
         click.option(
             "--weights",
-            type=click.Choice(["auto", "model", "master"]),
+            type=OneOf(["auto", "model", "master"]),
             default="auto",
             show_default=True,
             help="Which weights: the model's own, or the optimizer's fp32 masters.",
@@ -76,6 +102,7 @@ def reading(command: Callable) -> Callable:
         ),
         click.option(
             "--config",
+            type=PATH,
             metavar="FILE",
             help="The architecture (an HF config.json or our architecture.json, or a folder with one) of a source that does not say.",
         ),
@@ -124,14 +151,20 @@ def layout(command: Callable) -> Callable:
     for option in (
         click.option(
             "--dtype",
-            type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
+            type=DtypeName(),
+            metavar="DTYPE",
             default="keep",
             show_default=True,
-            help="The dtype to store weights in.",
+            help="The dtype to store weights in: bf16, fp16, fp32 or fp64 (or as torch calls it, bfloat16); keep leaves each tensor in its own.",
         ),
-        click.option("--ep", type=int, metavar="N", help="Expert-parallel ranks of the target."),
+        click.option("--ep", type=int, metavar="N", help="Expert-parallel ranks of the target, of MoE models."),
         click.option("--pp", type=int, metavar="N", help="Pipeline-parallel ranks of the target."),
-        click.option("--tp", type=int, metavar="N", help="Tensor-parallel ranks of the target."),
+        click.option(
+            "--tp",
+            type=int,
+            metavar="N",
+            help="Tensor-parallel ranks of the target, where its format has any.  [default of each: 1]",
+        ),
     ):
         command = option(command)
     return command

@@ -6,6 +6,8 @@ import os
 
 import click
 
+from ckpt_core.cli.mistakes import OneOf
+from ckpt_core.cli.names import PATH
 from ckpt_core.cli.output import say
 from ckpt_core.errors import UsageError
 
@@ -17,16 +19,16 @@ def command() -> None:
 
 @command.command("new", short_help="Write the project of a new plugin.")
 @click.argument("name")
-@click.argument("folder", metavar="[DIR]", required=False)
+@click.argument("folder", type=PATH, metavar="[DIR]", required=False)
 @click.option(
     "--container",
-    type=click.Choice(["safetensors", "torch"]),
+    type=OneOf(["safetensors", "torch"]),
     default="safetensors",
     show_default=True,
     help="How the framework keeps its weights.",
 )
 @click.option(
-    "--config", type=click.Choice(["json", "yaml"]), default="json", show_default=True, help="How it keeps its config."
+    "--config", type=OneOf(["json", "yaml"]), default="json", show_default=True, help="How it keeps its config."
 )
 def new(name: str, folder: str | None, *, container: str, config: str) -> None:
     """Write the project of a plugin for the format NAME to DIR (ckpt-NAME, if it is not given).

@@ -53,55 +53,69 @@ def record(_: str = "", /, **fields: Schema) -> Schema:
 LOSS = record(
     "What does not arrive, or was assumed.",
     kind=said(TEXT, "dropped, assumed, rounded, unsaid"),
-    subject=TEXT,
+    subject=said(TEXT, "the tensor, key or file"),
     reason=TEXT,
 )
-PROBLEM = record(problem=TEXT, file__=TEXT, found__=TEXT, expected__=TEXT, fix__=TEXT, anchor__=TEXT)
+_PROBLEM = {
+    "problem": said(TEXT, "what is wrong, in one sentence"),
+    "file__": said(TEXT, "where"),
+    "found__": TEXT,
+    "expected__": TEXT,
+    "fix__": said(TEXT, "what to do"),
+    "anchor__": said(TEXT, "the section of docs/troubleshooting.md about errors of this kind"),
+}
+PROBLEM = record(**_PROBLEM)
 PROBLEMS = record(
-    problem=TEXT,
-    file__=TEXT,
-    found__=TEXT,
-    expected__=TEXT,
-    fix__=TEXT,
-    anchor__=said(TEXT, "the section of docs/troubleshooting.md about errors of this kind"),
+    **_PROBLEM,
     problems__=said(listed(PROBLEM), "each of several"),
     more__=said(COUNT, "how many were only counted"),
 )
 RANKS = said(named(COUNT), "tp, pp, ep: ranks")
 ARGUMENT = record(
-    name=TEXT,
+    name=said(TEXT, "as the framework calls it"),
     value=ANYTHING,
-    words=listed(TEXT),
-    default__=ANYTHING,
+    words=said(listed(TEXT), "what says it on a command line"),
+    default__=said(ANYTHING, "what the framework has unless it is told"),
     taken=said(WHETHER, "the framework takes it from the checkpoint"),
     silent=said(WHETHER, "without it, the framework silently keeps its own"),
 )
 LAUNCH = {
     "framework": TEXT,
-    "program": listed(TEXT),
-    "command": listed(TEXT),
-    "arguments": listed(ARGUMENT),
+    "program": said(listed(TEXT), "what the command begins with"),
+    "command": said(listed(TEXT), "the whole command, word by word"),
+    "arguments": said(listed(ARGUMENT), "what the framework is told"),
     "document__": said(TEXT, "the text of the file that the program reads"),
-    "unsaid": listed(ARGUMENT),
-    "notes": listed(TEXT),
+    "unsaid": said(listed(ARGUMENT), "what no argument of it can say"),
+    "notes": said(listed(TEXT), "sentences for the user"),
 }
 MOVED_TRAINING = record(
-    optimizer=TEXT, step=COUNT, next_lr=maybe(NUMBER), tensors=COUNT, bytes=COUNT, masters=TEXT, to_do=listed(TEXT)
+    optimizer=TEXT,
+    step=COUNT,
+    next_lr=said(maybe(NUMBER), "the learning rate of the next step"),
+    tensors=COUNT,
+    bytes=COUNT,
+    masters=said(TEXT, "what the optimizer steps"),
+    to_do=said(listed(TEXT), "what no checkpoint can say"),
 )
 DIFFERENCE = {
-    "subject": TEXT,
-    "left": TEXT,
-    "right": TEXT,
+    "subject": said(TEXT, "the fact, tensor or file"),
+    "left": said(TEXT, "what the first has"),
+    "right": said(TEXT, "what the second has"),
     "elements__": said(COUNT, "how many differ"),
     "largest__": said(maybe(NUMBER), "by how much at most"),
 }
 APART = {
     "largest": said(NUMBER, "the largest difference of two logits"),
-    "relative": NUMBER,
-    "mean": NUMBER,
+    "relative": said(NUMBER, "it, in units of the largest logit"),
+    "mean": said(NUMBER, "the mean difference"),
     "top1_agreement": said(NUMBER, "the part of positions whose most likely token is the same"),
 }
-NAME = record(native=TEXT, sentence=TEXT, ranks=TEXT, conditions=listed(TEXT))
+NAME = record(
+    native=said(TEXT, "the name in the format"),
+    sentence=said(TEXT, "the layout sentence of one rank"),
+    ranks=said(TEXT, "what is divided among which ranks"),
+    conditions=said(listed(TEXT), "when it has this name"),
+)
 FORMAT = record(
     name=TEXT,
     distribution=TEXT,
@@ -110,10 +124,10 @@ FORMAT = record(
     summary__=TEXT,
     reads__=WHETHER,
     writes__=WHETHER,
-    adapters__=WHETHER,
-    families__=listed(TEXT),
-    parallel__=listed(TEXT),
-    before__=listed(TEXT),
+    adapters__=said(WHETHER, "adapters are written by themselves"),
+    families__=said(listed(TEXT), "the models that it has tables of"),
+    parallel__=said(listed(TEXT), "the ranks that the writer honours: tp, pp, ep"),
+    before__=said(listed(TEXT), "formats that recognise its folders too, and that it goes before"),
     options__=listed(
         record(name=TEXT, values=ANYTHING, default=ANYTHING, side=said(TEXT, "read, write or both"), help=TEXT)
     ),
@@ -121,15 +135,19 @@ FORMAT = record(
 STEP = record(
     step=said(TEXT, "the name of the checkpoint in RUN"),
     state=said(TEXT, "converted, done before, failed or waiting"),
-    source=TEXT,
-    destination=TEXT,
+    source=said(TEXT, "its path"),
+    destination=said(TEXT, "where its conversion is"),
     why__=said(TEXT, "why it waits"),
     seconds__=NUMBER,
     bytes_written__=COUNT,
     fingerprint__=TEXT,
     error__=PROBLEMS,
 )
-TENSOR = record(axes=named(COUNT), dtype=TEXT, statistics__=ANYTHING)
+TENSOR = record(
+    axes=said(named(COUNT), "the size of each axis, by its letter"),
+    dtype=said(TEXT, "as it is stored"),
+    statistics__=said(ANYTHING, "with --stats"),
+)
 
 DOCUMENTS: Mapping[str, Schema] = {
     "inspect": record(
@@ -143,12 +161,12 @@ DOCUMENTS: Mapping[str, Schema] = {
         architecture=said(ANYTHING, "as architecture.json of ir; it has a version of its own"),
         facts=said(named(ANYTHING), "the architecture, by dotted path"),
         parameters=said(named(COUNT), "`total`, and the elements of each group; padding not counted"),
-        dtypes=named(record(tensors=COUNT, bytes=COUNT)),
+        dtypes=said(named(record(tensors=COUNT, bytes=COUNT)), "what is stored as what"),
         tensors=said(named(TENSOR), "every canonical tensor"),
         not_finite__=said(listed(TEXT), "with --stats: tensors with NaNs or infinities"),
-        notes=named(ANYTHING),
+        notes=said(named(ANYTHING), "settings that change no output"),
         sidecars=said(named(COUNT), "files that come along, with their bytes"),
-        losses=listed(LOSS),
+        losses=said(listed(LOSS), "what no target gets"),
         ledger=said(
             listed(
                 record(
@@ -157,23 +175,26 @@ DOCUMENTS: Mapping[str, Schema] = {
                     why__=TEXT,
                     bytes__=COUNT,
                     files__=COUNT,
-                    places__=named(listed(TEXT)),
+                    places__=said(named(listed(TEXT)), "by file: the keys and tensors"),
                 )
             ),
             "what became of every file and key of the source",
         ),
         files=listed(record(path=TEXT, bytes=COUNT)),
-        launch__=TEXT,
-        can_become=listed(record(format=TEXT, possible=WHETHER, refusals=listed(TEXT), losses=listed(LOSS))),
+        launch__=said(TEXT, "what its framework takes from the checkpoint by itself, in one line"),
+        can_become=said(
+            listed(record(format=TEXT, possible=WHETHER, refusals=listed(TEXT), losses=listed(LOSS))),
+            "what becomes of it in each format",
+        ),
         page__=said(TEXT, "with --html: where the page was written"),
     ),
     "fragment": record(
         "`ckpt inspect` of what is not a model by itself, as an adapter is.",
         path=TEXT,
         format=TEXT,
-        evidence=listed(TEXT),
-        fragment=named(ANYTHING),
-        lacks=PROBLEMS,
+        evidence=said(listed(TEXT), "what decided the reading"),
+        fragment=said(named(ANYTHING), "what it is, by topic"),
+        lacks=said(PROBLEMS, "what it would take to read it as a model"),
     ),
     "convert": record(
         "`ckpt convert`: what was done.",
@@ -181,14 +202,14 @@ DOCUMENTS: Mapping[str, Schema] = {
         format=TEXT,
         parallel=RANKS,
         fingerprint=said(TEXT, "equal for equal models, in any format"),
-        receipt=TEXT,
+        receipt=said(TEXT, "its path"),
         tensors=COUNT,
-        training__=MOVED_TRAINING,
-        files=COUNT,
+        training__=said(MOVED_TRAINING, "the state of a training that went along"),
+        files=said(COUNT, "how many were written"),
         bytes_read=COUNT,
         bytes_written=COUNT,
-        decisions=named(ANYTHING),
-        launch__=record(**LAUNCH),
+        decisions=said(named(ANYTHING), "what the format decided, and your options"),
+        launch__=said(record(**LAUNCH), "how its framework is started"),
         losses=listed(LOSS),
         found=said(WHETHER, "it was there already, whole, and nothing was done"),
         seconds=NUMBER,
@@ -201,9 +222,9 @@ DOCUMENTS: Mapping[str, Schema] = {
         target=record(format=TEXT, parallel=RANKS, decisions=named(ANYTHING), launch__=record(**LAUNCH)),
         files=listed(record(path=TEXT, bytes=COUNT)),
         documents=said(named(COUNT), "configs and the like, with their bytes"),
-        sidecars=listed(TEXT),
+        sidecars=said(listed(TEXT), "files that go along"),
         tensors=COUNT,
-        training__=MOVED_TRAINING,
+        training__=said(MOVED_TRAINING, "the state of a training that goes along"),
         bytes_read=COUNT,
         bytes_written=COUNT,
         peak_memory=said(COUNT, "bytes of data in memory at most, the program's own not included"),
@@ -211,8 +232,10 @@ DOCUMENTS: Mapping[str, Schema] = {
         losses=listed(LOSS),
         plan=said(TEXT, "the hash of the plan"),
         destination=TEXT,
-        evidence=listed(TEXT),
-        room=maybe(record(needed=COUNT, free=COUNT, missing=COUNT, mount=TEXT)),
+        evidence=said(listed(TEXT), "what decided the reading"),
+        room=said(
+            maybe(record(needed=COUNT, free=COUNT, missing=COUNT, mount=TEXT)), "bytes on the disk of the destination"
+        ),
     ),
     "diff": record(
         "`ckpt diff`: what differs.",
@@ -234,10 +257,12 @@ DOCUMENTS: Mapping[str, Schema] = {
         passed=WHETHER,
         source=TEXT,
         destination=TEXT,
-        receipt=maybe(TEXT),
-        tensors=record(equal=COUNT, as_recorded=COUNT),
-        changed_since_conversion=listed(record(subject=TEXT, problem=TEXT)),
-        differences=listed(record(**DIFFERENCE)),
+        receipt=said(maybe(TEXT), "its path"),
+        tensors=record(equal=COUNT, as_recorded=said(COUNT, "changed as the receipt says")),
+        changed_since_conversion=said(
+            listed(record(subject=TEXT, problem=TEXT)), "files that are not as they were written"
+        ),
+        differences=said(listed(record(**DIFFERENCE)), "those that nothing explains"),
         explained=said(listed(record(**DIFFERENCE, by=TEXT)), "differences that the receipt records"),
         remarks=listed(TEXT),
         logits=maybe(
@@ -246,13 +271,18 @@ DOCUMENTS: Mapping[str, Schema] = {
                 tolerance=NUMBER,
                 **APART,
                 first_apart=said(maybe(TEXT), "the first block whose output differs"),
-                steps=listed(record(name=TEXT, largest=NUMBER, mean=NUMBER)),
+                steps=said(
+                    listed(record(name=TEXT, largest=NUMBER, mean=NUMBER)),
+                    "block by block, in the order of the forward pass",
+                ),
                 judges=said(named(record(framework=TEXT, **APART)), "each side, loaded by its own framework"),
-                refused=named(record(framework=TEXT, why=TEXT)),
-                by_reference_alone=named(record(framework=maybe(TEXT), why=TEXT)),
+                refused=said(named(record(framework=TEXT, why=TEXT)), "sides that their framework does not load"),
+                by_reference_alone=said(
+                    named(record(framework=maybe(TEXT), why=TEXT)), "sides that no framework judged"
+                ),
             )
         ),
-        row_parallel__=ANYTHING,
+        row_parallel__=said(ANYTHING, "with --row-parallel: logits of sums over ranks against single products"),
     ),
     "selftest": record(
         "`ckpt selftest`: whether a format finds every element where it put it.",
@@ -260,47 +290,71 @@ DOCUMENTS: Mapping[str, Schema] = {
         tensors=COUNT,
         elements=COUNT,
         files=COUNT,
-        compared=COUNT,
-        misplaced=listed(record(tensor=TEXT, axis=TEXT, index=COUNT, found=TEXT)),
-        departed=listed(record(tensor=TEXT, axis=TEXT, index=COUNT, found=TEXT, expected=TEXT)),
-        sentences=listed(
-            record(
-                native=TEXT,
-                canonical=TEXT,
-                sentence=TEXT,
-                division=TEXT,
-                values=TEXT,
-                under=TEXT,
-                shown_by=listed(TEXT),
-            )
+        compared=said(COUNT, "places that were held against each other"),
+        misplaced=said(
+            listed(record(tensor=TEXT, axis=TEXT, index=COUNT, found=TEXT)),
+            "elements that are read where another was written",
         ),
-        undeclared=listed(TEXT),
+        departed=said(
+            listed(record(tensor=TEXT, axis=TEXT, index=COUNT, found=TEXT, expected=TEXT)),
+            "elements that do not lie where the format's declared sentence puts them",
+        ),
+        sentences=said(
+            listed(
+                record(
+                    native=TEXT,
+                    canonical=TEXT,
+                    sentence=TEXT,
+                    division=said(TEXT, "what is divided among which ranks"),
+                    values=TEXT,
+                    under=said(TEXT, "the choice that it stands under"),
+                    shown_by=said(listed(TEXT), "checkpoints of the framework itself that bear it out"),
+                )
+            ),
+            "the declared sentences that were met",
+        ),
+        undeclared=said(listed(TEXT), "tensors of which nothing is declared"),
     ),
     "launch": record("`ckpt launch`: how a framework is started.", path=TEXT, **LAUNCH),
     "explain": record(
         "`ckpt explain`: what formats call the tensors and keys of a model.",
-        family=TEXT,
-        changes=named(ANYTHING),
+        family=said(TEXT, "the example model that is explained"),
+        changes=said(named(ANYTHING), "facts in which the model differs from the example"),
         formats=listed(
             record(
                 format=TEXT,
-                class_=TEXT,
-                refused=listed(TEXT),
+                class_=said(TEXT, "what the format calls this kind of model"),
+                refused=said(listed(TEXT), "why it does not hold the model"),
                 decisions=named(ANYTHING),
-                rewrites=listed(TEXT),
+                rewrites=said(listed(TEXT), "what is said with other weights"),
                 losses=listed(LOSS),
             )
         ),
-        tensors=listed(record(parameter=TEXT, axes=TEXT, names=named(listed(NAME)), elsewhere=named(listed(NAME)))),
-        facts=listed(record(fact=TEXT, value=ANYTHING, said=named(listed(record(keys=listed(TEXT), words=TEXT))))),
+        tensors=listed(
+            record(
+                parameter=TEXT,
+                axes=TEXT,
+                names=said(named(listed(NAME)), "by format"),
+                elsewhere=said(named(listed(NAME)), "by format: names under other conditions"),
+            )
+        ),
+        facts=listed(
+            record(
+                fact=TEXT,
+                value=ANYTHING,
+                said=said(named(listed(record(keys=listed(TEXT), words=TEXT))), "by format: the keys that say it"),
+            )
+        ),
     ),
-    "names": record("`ckpt explain --parameter`.", parameters=named(named(listed(NAME)))),
+    "names": record(
+        "`ckpt explain --parameter`.", parameters=said(named(named(listed(NAME))), "by parameter and format")
+    ),
     "formats": record("`ckpt formats`.", formats=listed(FORMAT)),
     "format": {**FORMAT, "description": "`ckpt formats NAME`."},
     "doctor": record(
         "`ckpt doctor`: the state of the installation.",
         healthy=WHETHER,
-        versions=named(TEXT),
+        versions=said(named(TEXT), "of each distribution of ckpt, and of Python"),
         mismatched=said(listed(TEXT), "distributions of another version than ckpt-core"),
         plugins=listed(
             record(
@@ -313,17 +367,24 @@ DOCUMENTS: Mapping[str, Schema] = {
                 seconds__=NUMBER,
             )
         ),
-        libraries=listed(record(name=TEXT, version=maybe(TEXT), unlocks=TEXT, install=TEXT)),
+        libraries=listed(
+            record(
+                name=TEXT,
+                version=maybe(TEXT),
+                unlocks=said(TEXT, "what it is for"),
+                install=said(TEXT, "what brings it"),
+            )
+        ),
         machine=record(
             cores=COUNT,
-            memory=maybe(COUNT),
-            available=maybe(COUNT),
+            memory=said(maybe(COUNT), "bytes"),
+            available=said(maybe(COUNT), "bytes of it that are free"),
             disks=listed(record(path=TEXT, free=COUNT, mount=TEXT)),
         ),
     ),
     "follow": record(
         "`ckpt follow`: a line for each checkpoint; with --once one document of all.",
-        run=TEXT,
+        run=said(TEXT, "the folder that is followed"),
         steps=listed(STEP),
     ),
     "step": {**STEP, "description": "A line of `ckpt follow`."},

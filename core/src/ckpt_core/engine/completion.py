@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable, Mapping
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.transfer import Result, checksum_name
 from ckpt_core.storage.bytes import crc32
-from ckpt_core.storage.bytes.files import pwrite_all, start_writeback, written
+from ckpt_core.storage.bytes.files import pwrite_all, written
 from ckpt_core.storage.bytes.output import Checksum, OutputFile
+from ckpt_core.storage.bytes.pagecache import Kept, start_writeback
 
 
 class Completion:
     """Counts the transfers that each of `files`, and each checksum in them, still waits for, and completes those that wait for none.
 
-    `done` are the results of an earlier run, `copied` what was copied to each file from others, as a remainder. Completing a file again writes the same bytes again. `sync`: it will be synced.
+    `done` are the results of an earlier run, `copied` what was copied to each file from others, as a remainder. Completing a file again writes the same bytes again. `sync`: it will be synced,
+    and `kept` says whether its pages stay in the kernel's cache.
     `crcs` are the CRC-32 of whole files, of what was meant to be written: no file is read for them.
     """
 
@@ -27,10 +29,12 @@ class Completion:
         copied: Mapping[str, int],
         path: Callable[[str], str],
         sync: bool,
+        kept: Kept = Kept(),
     ) -> None:
         self._files = {file.path: file for file in files}
         self._path = path
         self._sync = sync
+        self._kept = kept
         todo = list(todo)
         self._left = Counter(name for transfer in todo for name in transfer.files)
         self._unknown = Counter(one for transfer in todo for one in stored_checksums(transfer))
@@ -80,7 +84,7 @@ class Completion:
                 whole ^= crc32.shifted(crc32.remainder(stored), file.size - position - len(stored))
         if self._sync:
             with written(self._path(name)) as descriptor:
-                start_writeback(descriptor)
+                start_writeback(descriptor, drop=not self._kept.output)
         self.crcs[name] = crc32.of_remainder(whole, file.size)
 
     def _bytes(self, file: OutputFile, checksum: Checksum) -> bytes:

@@ -7,7 +7,7 @@ import os
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.spool import Spool
 from ckpt_core.engine.staging import Staging, is_empty_folder
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, UsageError
 from ckpt_core.lean import dataclass
 from ckpt_core.ledger import UNKNOWN_FILE, place_text
 from ckpt_core.plugins.discovery import detect
@@ -181,7 +181,18 @@ def room_for(plan: Plan, destination: str, spool: str | None = None) -> Room | N
     return Room(max(0, plan.bytes_written - staging.taken), *free)
 
 
+def check_spool(destination: str, spool: str | None) -> None:
+    """`UsageError` where there is a folder for what waits to be sent, and nothing is sent."""
+    if spool is not None and writable(destination) is None:
+        raise UsageError(
+            "--spool is for a destination in a store, and this one is on this machine",
+            file=destination,
+            fix="leave --spool out: what is not whole yet lies beside the destination",
+        )
+
+
 def staging_at(destination: str, plan: Plan, sync: bool = True, spool: str | None = None) -> Staging:
     """Where the output of a plan lies until it is whole: beside the destination or, if that is the address of a store, in the folder `spool`."""
     store = writable(destination)
+    check_spool(destination, spool)
     return Staging(destination, plan, sync) if store is None else Spool(store, destination, plan, spool)

@@ -27,6 +27,8 @@ _SETTINGS = 4  # a type of frame: RFC 9113, 6.5
 
 _SAFE_PATH = "PYTHONSAFEPATH"
 
+_EXAMPLES = {"dask": "tcp://HOST:8786", "ray": "HOST:6379"}
+
 ENGINES = ("local", "processes", "ray", "dask")
 
 
@@ -36,10 +38,7 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
 
     `address` names a running Ray or Dask cluster; without it one is started on this machine, for the block.
     """
-    if engine not in ENGINES:
-        raise UsageError(f"unknown engine {engine!r}", expected=", ".join(ENGINES))
-    if address is not None and engine not in ("ray", "dask"):
-        raise UsageError(f"engine {engine} has no address", fix="use --engine ray or --engine dask")
+    check_engine(engine, address)
     if engine == "local":
         yield None
     elif engine == "processes":
@@ -50,6 +49,14 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
     else:
         with {"ray": _ray, "dask": _dask}[engine](workers, address) as pool:
             yield pool
+
+
+def check_engine(engine: str, address: str | None) -> None:
+    """`UsageError` where there is no such engine, or where it has no address."""
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine {engine!r}", expected=", ".join(ENGINES))
+    if address is not None and engine not in ("ray", "dask"):
+        raise UsageError(f"engine {engine} has no address", fix="use --engine ray or --engine dask")
 
 
 def fitted(plan: Plan, executor: Executor | None, whole: bool) -> Plan:
@@ -168,7 +175,10 @@ def _connected(engine: str, address: str | None) -> Iterator[None]:
         if address is None:
             raise
         raise CkptError(
-            f"the {engine} cluster does not answer", found=str(error).splitlines()[0], expected=address
+            f"the {engine} cluster does not answer",
+            found=str(error).partition("\n")[0],
+            expected=address,
+            fix=f"start it, or give the address that it prints when it starts, such as {_EXAMPLES[engine]}: not that of its dashboard",
         ) from error
 
 

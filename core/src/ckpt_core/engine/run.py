@@ -25,6 +25,7 @@ from ckpt_core.storage.archive.tree import Extent
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import pwrite_all, written
 from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.storage.bytes.pagecache import Kept
 from ckpt_core.tensors.source import SourceFiles
 
 
@@ -101,10 +102,11 @@ def _transfer_all(
     todo = staging.in_order(transfer for transfer in plan.transfers if transfer.key not in staging.done)
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
-    source = SourceFiles(plan.source.files)
+    kept = Kept.of(plan.bytes_read, plan.bytes_written)
+    source = SourceFiles(plan.source.files, drop=not kept.source)
     copied = {file.path: _copy_excerpts(file, staging.path(file.path)) for file in plan.target.files if file.excerpts}
     written += sum(one.size for file in plan.target.files for one in file.excerpts)
-    completion = Completion(plan.target.files, todo, staging.done.values(), copied, staging.path, staging.sync)
+    completion = Completion(plan.target.files, todo, staging.done.values(), copied, staging.path, staging.sync, kept)
     records = RecordSums((transfer.assembly for transfer in plan.transfers), source)
     for result in staging.done.values():
         records.add(result.records)
@@ -112,7 +114,7 @@ def _transfer_all(
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         if executor is None:
-            sink = TargetFiles(staging.out, staging.sync, staging.spooled)
+            sink = TargetFiles(staging.out, staging.sync, staging.spooled, kept)
             stack.callback(sink.close)
             finished = in_threads(todo, source, sink, plan.workers)
         else:
@@ -124,7 +126,8 @@ def _transfer_all(
             from ckpt_core.engine.dispatch import Workers  # it reads its own sources, to know what code it runs
             from ckpt_core.engine.worker import Run
 
-            run = Run(staging.out, staging.token, boot_id(), staging.sync, staging.share_states(), staging.spooled)
+            states = staging.share_states()
+            run = Run(staging.out, staging.token, boot_id(), staging.sync, states, staging.spooled, kept)
             finished = Workers(executor, run, source, tell).carry_out(todo, plan.workers, plan.threads, plan.grows)
         stack.enter_context(contextlib.closing(finished))
         for transfer, result in finished:

@@ -53,6 +53,7 @@ _FIRST_BYTES = b'{"ckpt": "'  # of every journal
 _SYNCS = 8
 # What a file system answers that has no such call. It is then as safe as it can be without.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY}
+_NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
 _NO_LOCKS = {*_UNSUPPORTED, errno.ENOLCK}
 
 
@@ -95,6 +96,15 @@ class Staging:
         except FileExistsError:
             with self._alone():
                 self._check_ours()
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            raise CkptError(
+                "nothing can be written beside the destination",
+                file=os.path.dirname(self.folder),
+                found=error.strerror,
+                fix="write to a folder of yours, on a disk that can be written",
+            ) from error
         with self._alone():
             descriptor = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _CAREFULLY, 0o600)
             self._journal = os.fdopen(descriptor, "a+b", buffering=0)

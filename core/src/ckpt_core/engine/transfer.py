@@ -17,8 +17,9 @@ from ckpt_core.engine.pieces import StoredAs, Transfer, Write
 from ckpt_core.layout import ValueMap
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes import crc32
-from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all, start_writeback
+from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all
 from ckpt_core.storage.bytes.output import Checksum
+from ckpt_core.storage.bytes.pagecache import Kept, start_writeback
 from ckpt_core.storage.bytes.space import take_space
 from ckpt_core.storage.dtypes import FP32, DType, decode
 from ckpt_core.tensors.boxes import Box, Loops, tile_view
@@ -83,14 +84,15 @@ class TargetFiles:
     Two threads in `write` on one file would not gain anything: the kernel lets one in and has the other spin
     (ext4 takes the inode's lock exclusively; measured at ten times the CPU time). Where a sync is to come (`sync`), what
     is written goes on to the disk soon after, while more is written, so that it finds little left to do. `spooled` files take
-    only the room of what is in them.
+    only the room of what is in them. `kept` says whether pages that are on the disk stay in the kernel's cache.
     """
 
-    def __init__(self, out: str, sync: bool, spooled: bool = False) -> None:
+    def __init__(self, out: str, sync: bool, spooled: bool = False, kept: Kept = Kept()) -> None:
         self.staging = Folder(os.path.dirname(out))
         self._out = out
         self._sync = sync
         self._spooled = spooled
+        self._drop = not kept.output
         self._files = OpenFiles(self.staging)
         self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._dirty: Counter[str] = Counter()
@@ -114,9 +116,9 @@ class TargetFiles:
                     self._put(path, descriptor, view, offset)
                     written += len(view)
             self._dirty[path] += written
-            if self._sync and self._dirty[path] >= _DIRTY:
+            if (self._sync or self._drop) and self._dirty[path] >= _DIRTY:
                 self._dirty[path] = 0
-                start_writeback(descriptor)
+                start_writeback(descriptor, drop=self._drop)
         return written
 
     def write_stored(self, stored: Stored, remainders: Counter[str]) -> int:

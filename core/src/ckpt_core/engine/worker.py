@@ -36,6 +36,7 @@ from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
 from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.bytes.pagecache import Kept
 from ckpt_core.tensors.source import SourceFiles
 
 _SAMPLE = 64
@@ -48,6 +49,7 @@ class Run:
 
     `boot` is that of the coordinator's machine; what is written on another one it can't force to the disk (`sync`) itself.
     `spooled`: files are sent on from there, and take no room beforehand.
+    `kept` is what stays in the kernel's cache.
     `sources` is the digest of the states of all source files, as they lie beside the token.
     """
 
@@ -57,6 +59,7 @@ class Run:
     sync: bool
     sources: str
     spooled: bool = False
+    kept: Kept = Kept()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,7 @@ def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...],
         states = _states(run, sink)
         sources = [states[path] for path in sorted(task.transfer.paths) if path in states]
         _check_sources(sources)
-        source = SourceFiles((*sources, *task.remote))
+        source = SourceFiles((*sources, *task.remote), drop=not run.kept.source)
         try:
             marks.begin(sink.staging, task.mark, host())
             sink.pages = Pages(task.transfer)
@@ -213,7 +216,7 @@ class WorkerSink(TargetFiles):
     def __init__(self, run: Run) -> None:
         self._run = run
         try:
-            super().__init__(run.out, sync=False, spooled=run.spooled)
+            super().__init__(run.out, sync=False, spooled=run.spooled, kept=run.kept)
         except OSError as error:
             raise self.elsewhere(error.strerror) from error
         self.samples: dict[str, Sample] = {}

@@ -138,13 +138,23 @@ class BoundTables:
                 subjects = ((index, subject) for index in range(stack.predictors.count if stack.predictors else 0))
             elif stack is not None and "{l}" in table.native:
                 subjects = enumerate(stack.layers)
+            # Layers that are alike have the same rows: those that hold nothing of one hold nothing of the next.
+            before, rows = None, list[Row]()
             for layer, subject in subjects:
-                for row in table.rows:
-                    if row.applies_to(subject, ranks):
-                        try:
-                            yield from _BoundRow(self, table, row, stack, layer).natives(ranks)
-                        except CkptError as problem:
-                            problems.add(problem)
+                if subject != before:
+                    before, rows = subject, [row for row in table.rows if row.applies_to(subject, ranks)]
+                held = []
+                for row in rows:
+                    try:
+                        bound = _BoundRow(self, table, row, stack, layer)
+                        yield from bound.natives(ranks)
+                    except CkptError as problem:
+                        problems.add(problem)
+                    else:
+                        if not bound.parts:
+                            continue
+                    held.append(row)
+                rows = held
 
     def _elsewhere(self, name: str) -> str | None:
         """The choices under which another row holds a parameter, as advice; None if there are none."""

@@ -140,6 +140,13 @@ class Receipt:
         return {str(path): str(crc) for path, crc in self.body["target"].get("crc32", {}).items()}
 
     @_field
+    def source_files(self) -> Mapping[str, tuple[int, int]]:
+        """The size in bytes and the time of change in nanoseconds of every file that was read, by its path."""
+        return {
+            str(one["path"]): (int(one["bytes"]), int(one["mtime_ns"])) for one in self.body["source"].get("files", ())
+        }
+
+    @_field
     def documents(self) -> Mapping[str, str]:
         """The BLAKE3 of every file that is not a data file."""
         return {str(path): str(digest) for path, digest in self.body["target"]["documents"].items()}

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ckpt_core.errors import FormatError, UsageError
+from ckpt_core.errors import FormatError, UsageError, nearest
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.floats import E2M1, E4M3, E5M2, HALF, narrow_bf16, widen_bf16
 
@@ -103,7 +103,31 @@ def dtype_named(name: str) -> DType:
     for table in (BY_NAME, BY_TORCH, BY_SAFETENSORS):
         if name in table:
             return table[name]
-    raise UsageError(f"unknown dtype {name!r}", expected=", ".join(BY_NAME))
+    raise UsageError(f"unknown dtype {name!r}", expected=", ".join(BY_NAME), fix=_meant(name, BY_NAME.values()))
+
+
+def written_dtype(name: str) -> DType:
+    """The element type to write weights in that is called `name` by us, torch or safetensors; `UsageError` if there is none.
+
+    >>> str(written_dtype("bfloat16")), str(written_dtype("F32"))
+    ('bf16', 'fp32')
+    """
+    known = [BY_NAME[one] for one in WRITTEN]
+    found = next((one for one in known if name in (one.name, one.torch, one.safetensors)), None)
+    if found is None:
+        raise UsageError(
+            f"weights can't be written in dtype {name!r:.60}",
+            expected=", ".join(("keep", *WRITTEN)),
+            fix=_meant(name, known),
+        )
+    return found
+
+
+def _meant(name: str, known: Iterable[DType]) -> str | None:
+    """The name of ours that was meant, where the one given is like one that somebody has for it."""
+    called = {spelling: one.name for one in known for spelling in (one.name, one.torch, one.safetensors.lower())}
+    guess = nearest(name.lower(), called)
+    return f"did you mean {called[guess]!r}?" if guess else None
 
 
 def _float8_values(exponent_bits: int, mantissa_bits: int, bias: int, has_infinity: bool) -> np.ndarray:
@@ -181,8 +205,8 @@ def encode(values: np.ndarray, dtype: DType, out: np.ndarray | None = None) -> n
 
     Raises `UsageError` for types that can't be written (float8, integers).
     """
-    if dtype.name not in _WRITTEN:
-        raise UsageError(f"cannot write dtype {dtype}", expected=", ".join(_WRITTEN))
+    if dtype.name not in WRITTEN:
+        raise UsageError(f"cannot write dtype {dtype}", expected=", ".join(WRITTEN))
     if dtype == FP32 and out is None:
         return values.astype(np.float32, copy=False)
     if out is None:
@@ -195,7 +219,8 @@ def encode(values: np.ndarray, dtype: DType, out: np.ndarray | None = None) -> n
     return out
 
 
-_WRITTEN = ("fp64", "fp32", "fp16", "bf16")
+WRITTEN = ("fp64", "fp32", "fp16", "bf16")
+"""The dtypes that weights are written in."""
 _OVERFLOW = np.float32(65520)
 """From here on a number rounds to an infinite half."""
 

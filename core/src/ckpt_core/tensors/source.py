@@ -15,6 +15,7 @@ from ckpt_core.layout import Tile
 from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
+from ckpt_core.storage.bytes.pagecache import ReadOnce
 from ckpt_core.storage.bytes.stored import opened
 from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.scratch import scratch
@@ -30,11 +31,15 @@ _PIECE = 1 << 20
 
 
 class SourceFiles:
-    """Open source files, each checked to be what it was when the plan was made."""
+    """Open source files, each checked to be what it was when the plan was made.
 
-    def __init__(self, states: Iterable[FileState]) -> None:
+    With `drop` what was read is dropped from the kernel's cache.
+    """
+
+    def __init__(self, states: Iterable[FileState], drop: bool = False) -> None:
         self._states = {state.path: state for state in states}
         self._files = OpenFiles()
+        self._read_into = ReadOnce().read_into if drop else pread_into
         self._inflated: dict[str, Inflated | None] = {}
         self._norms: dict[str, np.ndarray] = {}
         self._sound: set[Record] = set()
@@ -211,7 +216,7 @@ class SourceFiles:
             yield opened(path, state).read_into
             return
         with self._files.descriptor(path, state) as descriptor:
-            yield functools.partial(pread_into, descriptor, path=path)
+            yield functools.partial(self._read_into, descriptor, path=path)
 
     def _compare(
         self, assembly: LazyParameter, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None

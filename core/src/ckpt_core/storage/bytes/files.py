@@ -298,17 +298,6 @@ def pread_into(descriptor: int, view: memoryview, offset: int, path: str) -> Non
         view, offset = view[count:], offset + count
 
 
-def start_writeback(descriptor: int) -> None:
-    """Have the kernel begin to write what is dirty of a file, and forget what of it is on the disk already.
-
-    Waits for nothing and promises nothing; it leaves little to do for the sync that does. An output that is as large
-    as the memory would only push out of the cache what others, and its own source, still need.
-    """
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # a file system need not know such hints
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
     """Write all of `view` at `offset`."""
     while len(view):

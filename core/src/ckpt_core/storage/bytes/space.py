@@ -42,10 +42,12 @@ def free_space(folder: str) -> tuple[int, str] | None:
 def take_space(descriptor: int) -> None:
     """Take the space of a whole file, at its present size, where the file system knows how; what it holds stays.
 
-    Raises `OSError` if the disk, or a quota, is full.
+    One that has it already is not asked for again: each worker of a pool begins each of its pieces here, and the call waits for the file
+    system's journal. Raises `OSError` if the disk, or a quota, is full.
     """
-    size = os.fstat(descriptor).st_size
-    if _fallocate is not None and size and _fallocate(descriptor, 0, 0, size):
+    status = os.fstat(descriptor)
+    size = status.st_size
+    if _fallocate is not None and status.st_blocks * 512 < size and _fallocate(descriptor, 0, 0, size):
         reason = ctypes.get_errno()
         if reason in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(reason, os.strerror(reason))

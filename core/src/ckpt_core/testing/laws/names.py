@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase as fnmatch
 
+from ckpt_core.architecture.facts import every_path
 from ckpt_core.config import Entry, FactIs, Ignore, Implied
 from ckpt_core.config.entry import every_line
+from ckpt_core.errors import did_you_mean
 from ckpt_core.layout import Row
 from ckpt_core.plugins.discovery import require
 from ckpt_core.testing.laws.base import Law
@@ -40,6 +42,16 @@ class Names(Law):
                 wrong += ignored_and_fixed(family.config.entries)
         self._assert_nothing(wrong)
 
+    def test_every_fact_exists(self) -> None:
+        """A path that no architecture has would be read as an unknown fact, and never be written."""
+        wrong = [
+            (family.name, text)
+            for family in require(self.format).hooks.ckpt_tables() or ()
+            if family.config is not None
+            for text in unknown_facts(family.config.entries)
+        ]
+        self._assert_nothing(wrong)
+
     def _assert_nothing(self, wrong: Sequence[tuple[str, str]]) -> None:
         said = dict.fromkeys(
             text for name, text in wrong if not any(fnmatch(name, known) for known in self.quirks.misnamed)
@@ -49,6 +61,14 @@ class Names(Law):
 
 def _alike(row: Row) -> tuple[str, str]:
     return row.sentence, str(row.splits)
+
+
+def unknown_facts(lines: Iterable[Entry]) -> Iterator[str]:
+    """What is wrong with each path that lines claim, and that no architecture has."""
+    for path in dict.fromkeys(claim for line in every_line(lines) for claim in line.claims):
+        bare = path.removesuffix("?").removesuffix(".*")
+        if bare not in every_path():
+            yield f"no architecture has the fact {path!r}: {did_you_mean(bare, every_path(), 'ckpt explain ir lists them')}"
 
 
 def keys_with_facts(lines: Iterable[Entry]) -> list[_Named]:
