@@ -37,6 +37,33 @@ class TestDoctor:
             found = doctor.examination(discovery.require("toy"))
             assert found.outcome == outcome and said in found.by and found.healthy is (outcome != "failed")
 
+    def test_no_folder_for_temporary_files(self, ckpt, monkeypatch):
+        """It is said once what is wrong, and not that every plugin fails."""
+        import tempfile
+
+        def none():
+            raise FileNotFoundError(2, "No usable temporary directory found")
+
+        monkeypatch.setenv("CKPT_PLUGINS", "toy")
+        entry_points.cache_clear()
+        monkeypatch.setattr(tempfile, "gettempdir", none)
+        ran = ckpt("doctor")
+        assert ran.code == 1 and "not well: no folder for temporary files (set TMPDIR" in ran.out
+        (toy,) = ckpt("doctor", "--json").json["plugins"]
+        assert toy["selfcheck"] == "not run" and "TMPDIR" in toy["by"]
+
+    def test_a_distribution_of_another_version(self, ckpt, monkeypatch):
+        monkeypatch.setenv("CKPT_PLUGINS", "toy")
+        entry_points.cache_clear()
+        monkeypatch.setattr(doctor, "_of_ours", lambda plugin: True)
+        ran = ckpt("doctor")
+        assert (
+            ran.code == 1
+            and "ckpt-toy 1.2, where ckpt-core is" in ran.out
+            and "not well: versions that differ" in ran.out
+        )
+        assert ckpt("doctor", "--json").json["mismatched"] == ["ckpt-toy 1.2"]
+
     def test_what_libraries_would_unlock(self, ckpt, monkeypatch):
         monkeypatch.setattr(doctor, "LIBRARIES", (doctor.Library("no-such-library", "flying", "pip install wings"),))
         text = ckpt("doctor").out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -91,11 +92,27 @@ class TestDocuments:
             check(document, "follow")
             assert [step["state"] for step in document["steps"]] == [state]
 
+    def test_of_following_on(self, ckpt, make, tmp_path, monkeypatch):
+        """Without an end, each line is a document; a failure is one, too."""
+        from ckpt_core.cli import follow
+
+        def stop(seconds):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(follow.time, "sleep", stop)
+        (tmp_path / "run").mkdir()
+        make("run/step-1")
+        (tmp_path / "run" / "step-2").mkdir()
+        (tmp_path / "run" / "step-2" / "toy.safetensors").write_text("no model")
+        ran = ckpt("follow", tmp_path / "run", tmp_path / "out", "--to", "toy", "--quiet", "0", "--json")
+        *lines, last = map(json.loads, ran.out.split("\n{\n", 1)[0].splitlines())
+        assert ran.code == 130 and [one["state"] for one in (*lines, last)] == ["converted", "failed"]
+        for line in (*lines, last):
+            check(line, "step")
+
     def test_of_other_formats(self, capsys, tmp_path):
         """What the toy has not: a launch, an explanation, the state of a training, an adapter."""
         pytest.importorskip("ckpt_megatron")
-        import json
-
         from ckpt_core.cli.main import main
         from ckpt_core.testing import example, write_ir
 

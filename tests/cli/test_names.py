@@ -113,6 +113,30 @@ class TestCompletion:
             "convert:Convert a checkpoint to another format.",
         ], ran
 
+    @pytest.mark.parametrize(
+        ("line", "offered"),
+        [
+            ("inspect mod", "file,mod"),
+            ("convert model ou", "file,ou"),
+            ("convert a b --config ", "file,"),
+            ("convert a b --to toy --spool /tm", "file,/tm"),
+            ("diff a b", "file,b"),
+            ("follow run", "file,run"),
+            ("inspect a --html pa", "file,pa"),
+            ("selftest toy --like m", "file,m"),
+            ("launch a --at b", "file,b"),
+            ("convert a b --dtype b", "plain,bf16"),
+            ("convert a b --engine d", "plain,dask"),
+            ("schema fing", "plain,fingerprint"),
+            ("formats to", "plain,toy"),
+        ],
+    )
+    def test_words_of_every_kind(self, installed, monkeypatch, line, offered):
+        """A path is left to the shell, which knows the disk."""
+        monkeypatch.setenv("COMP_WORDS", f"ckpt {line}")
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" "))))
+        assert BashWithValues(cli, {}, "ckpt", "_CKPT_COMPLETE").complete() == offered
+
     def test_words_that_bash_broke_at_the_sign(self, monkeypatch):
         for words, begun in (("-o untie =", "untie="), ("-o untie = f", "untie=f"), ("-o unt", "unt")):
             monkeypatch.setenv("COMP_WORDS", f"ckpt convert {words}")

@@ -133,6 +133,13 @@ class TestProgress:
             "converting 60%  10 GB/s  8.0 s left",
         ]
 
+    def test_a_log_of_hours_has_a_line_a_minute(self, capsys):
+        times = iter(range(3600))
+        listen = PlainListener("converting", lambda: float(next(times)))
+        for done in range(3599):
+            listen(Progress(done, 3600, "x"))
+        assert 60 < len(capsys.readouterr().err.splitlines()) < 70
+
     def test_a_second_pass_starts_anew(self, capsys):
         times = iter([0.0, 1.0, 10.0, 11.0, 20.0])
         listen = PlainListener("comparing", lambda: next(times))

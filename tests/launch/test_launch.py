@@ -243,7 +243,7 @@ def test_the_receipt_and_the_summary_say_how_to_start(tmp_path, capsys) -> None:
     shown = json.loads(capsys.readouterr().out)
     assert kept["command"] == shown["command"] and "--qk-layernorm" in shown["command"]
     assert main(["inspect", str(out)]) == 0
-    assert "see ckpt launch" in capsys.readouterr().out
+    assert f"ckpt launch {out}: how its framework starts with it" in capsys.readouterr().out
     assert main(["launch", str(out)]) == 0
     text = capsys.readouterr().out
     assert "#   --qk-layernorm    (its own: False)\n" in text and " \\\n  --qk-layernorm \\\n" in text

@@ -64,7 +64,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def _any(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        size = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(size)
+        if len(body) < size:
+            return self._break_off()
         kind = kind_of(self.command, self.path, "Range" in self.headers)
         with self.server.lock:
             self.server.seen[kind] += 1
@@ -72,7 +75,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         before = self.server.before(kind, number)
         if self._answered(before):
             return
-        asked = http.client.HTTPConnection("127.0.0.1", self.server.behind)
+        asked = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=60)
         asked.request(self.command, self.path, body, dict(self.headers))
         answer = asked.getresponse()
         data = answer.read()

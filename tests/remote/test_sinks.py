@@ -519,6 +519,22 @@ def test_a_store_that_hiccups_is_asked_again_and_one_that_refuses_loses_nothing(
     assert bucket.calls.count("send") == total - 9
 
 
+def test_where_one_upload_is_refused_those_of_the_others_are_dropped(model: Path, bucket: Bucket, spool: Path) -> None:
+    def refuses(name: str, number: int, after: bool) -> None:
+        if name == "begin" and number == 3 and not after:
+            raise StoreError("the store does not let you do this")
+        if name == "begin":
+            time.sleep(0.01)  # others are on their way when it is refused
+
+    bucket.fault = refuses
+    with pytest.raises(StoreError, match="does not let you"):
+        convert(model, ADDRESS, to="nanotron", tp=2)
+    assert not bucket.uploads and not bucket.objects
+    revive(bucket)
+    convert(model, ADDRESS, to="nanotron", tp=2)
+    assert_clean(bucket, spool)
+
+
 def test_a_store_that_gives_a_name_twice_is_refused(model: Path, bucket: Bucket) -> None:
     bucket.conditions = False
     with pytest.raises(StoreError, match="does not keep what is there from being replaced"):

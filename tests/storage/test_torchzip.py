@@ -20,6 +20,7 @@ import torch
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.dtypes import BY_NAME, BY_TORCH
 from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.storage.torch import reading
 from ckpt_core.storage.torch.reading import read_torch_file
 from ckpt_core.storage.torch.tensors import StoredStorage
 
@@ -236,6 +237,28 @@ def test_only_headers_are_read(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert read < 100_000
     assert peak < 1e6
+
+
+def test_a_pickle_that_was_read_before_is_not_read_again(tmp_path, monkeypatch):
+    """As in the many files of a distributed checkpoint. All else of a file is its own, and is checked."""
+    pickles = []
+    read = reading.read_pickle
+    monkeypatch.setattr(reading, "read_pickle", lambda *given, **named: pickles.append(given) or read(*given, **named))
+    monkeypatch.setattr(reading, "_ALIKE", {})
+    for number, folder in enumerate(("a", "longer")):
+        value = torch.arange(12.0).reshape(3, 4) + 100 * number
+        torch.save(value[1:, ::2], tmp_path / folder)  # the folder in the archive is called as the file
+        found = read_torch_file(tmp_path / folder)
+        assert (found.file, found.shape, found.strides) == (str(tmp_path / folder), (2, 2), (4, 2))
+        data = (tmp_path / folder).read_bytes()
+        assert data[found.offset : found.offset + 12] == value[1, :3].numpy().tobytes()
+        assert data[found.record.offset : found.record.offset + 48] == value.numpy().tobytes()
+    assert len(pickles) == 1
+    damaged = bytearray((tmp_path / "a").read_bytes())
+    damaged[damaged.index(b"FloatStorage")] ^= 1
+    (tmp_path / "damaged").write_bytes(damaged)
+    with pytest.raises(FormatError, match="damaged"):
+        read_torch_file(tmp_path / "damaged")
 
 
 def test_files_without_checksums(tmp_path):

@@ -13,7 +13,7 @@ import click
 
 from ckpt_core.addresses import spelled
 from ckpt_core.cli.mistakes import OneOf
-from ckpt_core.cli.names import FormatCommand, FormatName
+from ckpt_core.cli.names import PATH, FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import (
     Page,
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=FormatCommand, short_help="Convert a checkpoint to another format.")
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", type=PATH)
+@click.argument("dst", type=PATH)
 @click.option(
     "--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`."
 )
@@ -92,6 +92,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--spool",
+    type=PATH,
     metavar="DIR",
     help="The folder where an output that goes to s3:// waits until its parts are whole.  [default: ckpt in the user's caches]",
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckpt_core.cli.names import FormatCommand, FormatName
+from ckpt_core.cli.names import PATH, FormatCommand, FormatName
 from ckpt_core.cli.options import for_each_side, reading, training_state
 from ckpt_core.cli.output import Page, emit_json, paint, say
 from ckpt_core.cli.progress import progress
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=FormatCommand, short_help="Compare two checkpoints of any formats.")
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
 @reading
 @training_state
 @click.option(
@@ -42,6 +42,10 @@ def command(
     Formats, parallel layouts, storage dtypes and vocabulary padding don't matter. An option -o KEY=VALUE goes to
     each side that has it, -o a.KEY=VALUE and -o b.KEY=VALUE to one. With --training-state the moments of both optimizers, their steps and
     their hyper-parameters are compared too.
+
+    \b
+    ckpt diff model run/step-1000
+    ckpt diff run-tp2 run-tp4 --training-state
     """
     from ckpt_core.api import read_checkpoint
     from ckpt_core.verify.difference import compare, compare_training

@@ -16,7 +16,6 @@ from ckpt_core import __version__
 from ckpt_core.cli.output import Page, emit_json, paint, say, table
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
-from ckpt_core.storage.bytes.pagecache import memory
 from ckpt_core.text import plural
 
 if TYPE_CHECKING:
@@ -67,14 +66,16 @@ def command(*, as_json: bool) -> int:
     """Say what is installed and whether it works, what more libraries would unlock, and what room there is.
 
     Each plugin writes a small model, finds every element where it put it, and reads every value as it was; that takes seconds. Exit 0 if
-    all is well, 1 if a plugin is broken or fails, or if the versions of distributions differ.
+    all is well, 1 if a plugin is broken or fails, if the versions of distributions differ, or if there is no folder for temporary files.
     """
     from ckpt_core.plugins.discovery import all_plugins
 
     plugins = all_plugins()
-    examined = [examination(plugin) for plugin in plugins]
+    temporary = _temporary()
+    unchecked = f"no folder for temporary files: {_SET_TMPDIR}"
+    examined = [examination(one) if temporary else Examination(one, "not run", unchecked) for one in plugins]
     mismatched = sorted({one.distribution for one in plugins if _of_ours(one) and not _of_this_version(one)})
-    healthy = all(one.healthy for one in examined) and not mismatched and bool(plugins)
+    healthy = all(one.healthy for one in examined) and not mismatched and bool(plugins) and temporary is not None
     if as_json:
         emit_json(_json(examined, mismatched, healthy), "doctor")
     else:
@@ -168,14 +169,32 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _disks() -> list[tuple[str, int, str]]:
-    """Free bytes here and where temporary files go."""
+_SET_TMPDIR = "set TMPDIR to one that can be written"
+
+
+def _temporary() -> str | None:
+    """Where temporary files go; None if no folder that Python tries can be written."""
     import tempfile
 
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return None
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """All memory of this machine, and what is available, in bytes."""
+    from ckpt_core.storage.bytes.pagecache import memory
+
+    return memory()
+
+
+def _disks() -> list[tuple[str, int, str]]:
+    """Free bytes here and where temporary files go."""
     from ckpt_core.storage.bytes.space import free_space
 
     rows = []
-    for path in dict.fromkeys((os.getcwd(), tempfile.gettempdir())):
+    for path in dict.fromkeys(filter(None, (os.getcwd(), _temporary()))):
         room = free_space(path)
         if room is not None:
             rows.append((path, *room))
@@ -183,7 +202,7 @@ def _disks() -> list[tuple[str, int, str]]:
 
 
 def _json(examined: list[Examination], mismatched: list[str], healthy: bool) -> dict[str, object]:
-    total, available = memory()
+    total, available = _memory()
     return {
         "healthy": healthy,
         "versions": _versions(),
@@ -221,7 +240,7 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
         "mismatched",
         *(paint(f"{one}, where ckpt-core is {__version__}: install all of one version", "red") for one in mismatched),
     )
-    total, available = memory()
+    total, available = _memory()
     if total is not None and available is not None:
         page.say(
             "memory",
@@ -253,7 +272,7 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
     if healthy:
         say(paint("all is well", "green"))
     else:
-        wrong = [plural(failed, "plugin") + " with a problem"] * bool(failed) + ["versions that differ"] * bool(
-            mismatched
-        )
+        wrong = [plural(failed, "plugin") + " with a problem"] * bool(failed)
+        wrong += ["versions that differ"] * bool(mismatched)
+        wrong += [f"no folder for temporary files ({_SET_TMPDIR})"] * (_temporary() is None)
         say(paint(f"not well: {', '.join(wrong) or 'no plugin is installed'}", "red"))

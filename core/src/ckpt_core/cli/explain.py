@@ -30,6 +30,10 @@ def command(formats: tuple[str, ...], *, family: str | None, parameter: str | No
 
     A small model of the family, without values, is given to the writer of FORMAT, and what that holds to the writer of
     OTHER: so what is rewritten, lost or refused is shown as well.
+
+    \b
+    ckpt explain hf megatron --family llama
+    ckpt explain --parameter attention.q.weight
     """
     from ckpt_core.explain import explain
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from ckpt_core.cli.names import FormatCommand
+from ckpt_core.cli.names import PATH, FormatCommand
 from ckpt_core.cli.options import reading, training_state
 from ckpt_core.cli.output import emit_json, say
 from ckpt_core.cli.progress import progress
 
 
 @click.command(cls=FormatCommand, short_help="Hash the model in a checkpoint.")
-@click.argument("src")
+@click.argument("src", type=PATH)
 @reading
 @training_state
 def command(src: str, *, as_json: bool, training: bool, **asked: Any) -> None:
@@ -21,6 +21,9 @@ def command(src: str, *, as_json: bool, training: bool, **asked: Any) -> None:
 
     Equal models have equal fingerprints, whatever format, parallel layout or dtype they are stored in. With --training-state it is that
     of the moments of the optimizer, and of its masters where they lie beside the weights.
+
+    \b
+    ckpt fingerprint run/step-1000
     """
     from ckpt_core.api import digests, fingerprint_of, of_training, read_checkpoint
     from ckpt_core.tensors.digest import VERSION

@@ -18,7 +18,7 @@ import click
 
 from ckpt_core.cli.convert import with_shard_size
 from ckpt_core.cli.mistakes import OneOf
-from ckpt_core.cli.names import FormatCommand, FormatName
+from ckpt_core.cli.names import PATH, FormatCommand, FormatName
 from ckpt_core.cli.options import Size, layout, reading
 from ckpt_core.cli.output import emit_json, paint, say
 from ckpt_core.cli.progress import duration_text
@@ -91,8 +91,8 @@ def _files_in(path: str) -> list[str]:
 
 
 @click.command(cls=FormatCommand, short_help="Convert each new checkpoint of a running training, once.")
-@click.argument("run")
-@click.argument("dst")
+@click.argument("run", type=PATH)
+@click.argument("dst", type=PATH)
 @click.option(
     "--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`."
 )

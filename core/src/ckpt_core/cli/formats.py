@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 @click.argument("name", type=FormatName(), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(name: str | None, *, as_json: bool) -> None:
-    """List the installed formats, or the families and options of one."""
+    """List the installed formats, or the families and options of one.
+
+    \b
+    ckpt formats
+    ckpt formats nanotron
+    """
     from ckpt_core.plugins.discovery import all_plugins, require
 
     if name is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.convert import launch_lines, parallel_text
-from ckpt_core.cli.names import FormatCommand
+from ckpt_core.cli.names import PATH, FormatCommand
 from ckpt_core.cli.options import reading
 from ckpt_core.cli.output import Page, count_text, emit_json, paint, shortened, table
 from ckpt_core.cli.progress import announced, progress
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=FormatCommand, short_help="Say what a checkpoint is, and what it can become.")
-@click.argument("src")
+@click.argument("src", type=PATH)
 @reading
 @click.option("--stats", is_flag=True, help="Read every tensor: norm, mean, min, max, zeros, NaNs and infinities.")
 @click.option(
@@ -36,11 +36,18 @@ if TYPE_CHECKING:
     is_flag=True,
     help="All of it: evidence, notes, ledger, and what it can become: what each format loses or refuses.",
 )
-@click.option("--html", metavar="FILE", help="Write it all to a page too, to be opened in a browser; FILE is replaced.")
+@click.option(
+    "--html", type=PATH, metavar="FILE", help="Write it all to a page too, to be opened in a browser; FILE is replaced."
+)
 def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | None, **asked: Any) -> None:
     """Say what SRC is: format, layout, architecture, parameters, dtypes, and what is lost; with --all, which formats can hold it.
 
     Only headers are read, so this takes no time for a model of any size; with --stats all of it is read, once.
+
+    \b
+    ckpt inspect run/step-1000
+    ckpt inspect hf://Qwen/Qwen3-0.6B --all
+    ckpt inspect model --stats --html model.html
     """
     from ckpt_core.api import read_model_or_fragment
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_core.cli.names import FormatCommand, FormatName
+from ckpt_core.cli.names import PATH, FormatCommand, FormatName
 from ckpt_core.cli.options import layout, reading
 from ckpt_core.cli.output import emit_json, say
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=FormatCommand, short_help="Print how a framework is started with a checkpoint.")
-@click.argument("src")
+@click.argument("src", type=PATH)
 @click.option(
     "--to", type=FormatName(), metavar="FORMAT", help="The format that SRC is converted to.  [default: its own]"
 )
-@click.option("--at", "dst", metavar="DST", help="Where the converted checkpoint lies.")
+@click.option("--at", "dst", type=PATH, metavar="DST", help="Where the converted checkpoint lies.")
 @reading
 @layout
 def command(src: str, *, as_json: bool, **asked: Any) -> None:

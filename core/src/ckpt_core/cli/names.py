@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ckpt_core.plugins.request import Option
 
 
+PATH = click.Path(readable=False)
+"""A path or an address, which shells complete. Whether anything is there is said where it is opened."""
+
+
 class FormatName(click.ParamType):
     """The name of an installed format. Whether there is one is said where it is looked up."""
 

@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ckpt_core.cli.mistakes import OneOf, named
-from ckpt_core.cli.names import FormatName, OptionOfFormat
+from ckpt_core.cli.names import PATH, FormatName, OptionOfFormat
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import parse_size
 
@@ -77,6 +77,7 @@ def reading(command: Callable) -> Callable:
     for option in (
         click.option(
             "--cache",
+            type=PATH,
             metavar="DIR",
             expose_value=False,
             callback=_keep_ranges,
@@ -101,6 +102,7 @@ def reading(command: Callable) -> Callable:
         ),
         click.option(
             "--config",
+            type=PATH,
             metavar="FILE",
             help="The architecture (an HF config.json or our architecture.json, or a folder with one) of a source that does not say.",
         ),

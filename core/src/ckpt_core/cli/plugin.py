@@ -7,6 +7,7 @@ import os
 import click
 
 from ckpt_core.cli.mistakes import OneOf
+from ckpt_core.cli.names import PATH
 from ckpt_core.cli.output import say
 from ckpt_core.errors import UsageError
 
@@ -18,7 +19,7 @@ def command() -> None:
 
 @command.command("new", short_help="Write the project of a new plugin.")
 @click.argument("name")
-@click.argument("folder", metavar="[DIR]", required=False)
+@click.argument("folder", type=PATH, metavar="[DIR]", required=False)
 @click.option(
     "--container",
     type=OneOf(["safetensors", "torch"]),

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, else one plain line every few seconds. Nobody waits for two seconds without a word."""
+"""Progress on stderr: a bar on a terminal, else a plain line every few seconds, and of what takes long every minute. Nobody waits for two seconds without a word."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FIRST = 1.5
 """Seconds until the first word, where there is anything to tell by then."""
 SILENCE = 1.9
 """Seconds until a word in any case."""
-INTERVAL = 5.0
-"""Seconds between two plain lines."""
+INTERVAL, LONGEST = 5.0, 60.0
+"""Seconds between two plain lines: at first, and of a conversion that takes hours, whose log somebody is to read."""
 _BAR = 24
 """Characters of the bar where rich is not installed."""
 
@@ -98,14 +98,15 @@ class _BarListener:
 
 
 class PlainListener:
-    """Prints `verb 42%  1.31 GB/s  12 s left` after `FIRST` seconds, and then at most every `INTERVAL`.
+    """Prints `verb 42%  1.31 GB/s  12 s left` after `FIRST` seconds, and then at most every `INTERVAL`, and as rarely as twice as much time has passed, up to `LONGEST`.
 
     The rate counts from the first event on, so what an interrupted run had done before is not mistaken for speed.
     """
 
     def __init__(self, verb: str, clock: Callable[[], float]) -> None:
         self._verb, self._clock = verb, clock
-        self._next = clock() + FIRST
+        self._begun = clock()
+        self._next = self._begun + FIRST
         self._start: tuple[float, int] | None = None
         self._done = 0
         self._said = False
@@ -126,7 +127,7 @@ class PlainListener:
             self._start = now, event.done
         self._done = event.done
         if now >= self._next:
-            self._next, self._said = now + INTERVAL, True
+            self._next, self._said = now + min(LONGEST, max(INTERVAL, now - self._begun)), True
             say(f"{self._verb} {100 * event.done // max(1, event.total)}%{_pace(event, now, *self._start)}", err=True)
 
 

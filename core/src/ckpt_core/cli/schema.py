@@ -8,8 +8,14 @@ from ckpt_core.cli.output import SCHEMA_VERSION, emit_json, say
 from ckpt_core.errors import UsageError, did_you_mean
 
 
+def _names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from ckpt_core.cli.schemas import SCHEMAS
+
+    return [name for name in SCHEMAS if name.startswith(incomplete)]
+
+
 @click.command(short_help="Print the JSON Schema of what --json prints.")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_names)
 def command(name: str | None) -> None:
     """Print the JSON Schema (draft 2020-12) of a document, or the names of all.
 

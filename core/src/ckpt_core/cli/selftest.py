@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from ckpt_core.cli.names import FormatCommand, FormatName, OptionOfFormat
+from ckpt_core.cli.names import PATH, FormatCommand, FormatName, OptionOfFormat
 from ckpt_core.cli.options import pairs
 from ckpt_core.cli.output import Page, emit_json, paint, say, shortened
 from ckpt_core.errors import UsageError
@@ -15,12 +15,18 @@ from ckpt_core.text import plural
 
 @click.command(cls=FormatCommand, short_help="Trace every element through a format, for your own sizes and layout.")
 @click.argument("format", type=FormatName())
-@click.option("--config", metavar="FILE", help="The model: an HF config.json or our architecture.json.")
-@click.option("--like", metavar="SRC", help="The model: that of a checkpoint.")
+@click.option("--config", type=PATH, metavar="FILE", help="The model: an HF config.json or our architecture.json.")
+@click.option("--like", type=PATH, metavar="SRC", help="The model: that of a checkpoint.")
 @click.option("--tp", type=click.IntRange(min=1), metavar="N", help="Tensor parallel ranks.")
 @click.option("--pp", type=click.IntRange(min=1), metavar="N", help="Pipeline parallel stages.")
 @click.option("--ep", type=click.IntRange(min=1), metavar="N", help="Expert parallel ranks.")
-@click.option("--dtype", default="bf16", show_default=True, help="The dtype of the model's tensors.")
+@click.option(
+    "--dtype",
+    metavar="DTYPE",
+    default="bf16",
+    show_default=True,
+    help="The dtype of the model's tensors, as bf16 or fp32.",
+)
 @click.option(
     "-o",
     "options",
@@ -48,6 +54,10 @@ def command(
     What is written is also compared with the sentences that FORMAT declares. Of some it says that checkpoints of the
     framework itself bear them out: the tests of the plugin have those checkpoints, this command has its word. Takes seconds whatever the size: files are made of headers and holes. Exit 0 if every element lies where it is
     declared and is found where it was put, 3 if not, with the first one that is not by tensor, axis and index.
+
+    \b
+    ckpt selftest megatron --like model --tp 8 --pp 4
+    ckpt selftest nxdt --config config.json --tp 32
     """
     from ckpt_core.api import config_architecture, read_checkpoint
     from ckpt_core.plugins.discovery import require

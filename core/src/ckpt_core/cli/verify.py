@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.diff import difference_json, options_of_two, show_differences
-from ckpt_core.cli.names import FormatCommand
+from ckpt_core.cli.names import PATH, FormatCommand
 from ckpt_core.cli.options import Size, reading, training_state
 from ckpt_core.cli.output import Page, emit_json, paint, say, shortened
 from ckpt_core.cli.progress import progress
@@ -25,8 +25,8 @@ _TORCH = "pip install torch; without a GPU: pip install torch --index-url https:
 
 
 @click.command(cls=FormatCommand, short_help="Check that a conversion is what it should be.")
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", type=PATH)
+@click.argument("dst", type=PATH)
 @reading
 @training_state
 @click.option("--to", metavar="FORMAT", help="The format of DST, where neither its receipt nor its files say.")
@@ -54,7 +54,7 @@ _TORCH = "pip install torch; without a GPU: pip install torch --index-url https:
     metavar="RANKS",
     help="Run DST also with sums of partial products, as so many tensor parallel ranks compute it, and say how far that goes.",
 )
-@click.option("--plot", metavar="FILE", help="Draw the difference after every block; needs matplotlib.")
+@click.option("--plot", type=PATH, metavar="FILE", help="Draw the difference after every block; needs matplotlib.")
 @click.option(
     "--max-memory",
     type=Size(),
@@ -88,6 +88,10 @@ def command(
     added, and a changed dtype or a rewrite counts only if the receipt records it. The state of a training is checked where the receipt records it,
     and without a receipt with --training-state. An option -o KEY=VALUE goes to each side that
     has it, -o src.KEY=VALUE and -o dst.KEY=VALUE to one.
+
+    \b
+    ckpt verify run/step-1000 model
+    ckpt verify run/step-1000 model --logits --plot difference.png
     """
     from ckpt_core.api import read_checkpoint
     from ckpt_core.plugins.discovery import require

@@ -33,7 +33,7 @@ from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.bytes.remote import found, localised
 from ckpt_core.storage.bytes.remote.ranges import again
-from ckpt_core.storage.bytes.remote.stores import address_of
+from ckpt_core.storage.bytes.remote.schemes import address_of
 from ckpt_core.storage.bytes.remote.writing import WritableStore
 from ckpt_core.storage.bytes.space import drops_space
 

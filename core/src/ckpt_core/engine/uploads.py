@@ -15,7 +15,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
 from ckpt_core.engine.claim import Claim, Tell, who
@@ -29,7 +29,6 @@ from ckpt_core.storage.bytes.space import drop_space
 SENDERS = 8
 QUEUE = 2 * SENDERS
 """How many parts may be on their way, or wait for it."""
-_ATTEMPTS = 3  # while nothing is done yet
 
 
 class Uploads:
@@ -95,10 +94,15 @@ class Uploads:
         def begin(path: str) -> None:
             self._names[path] = self._begin(path)
 
+        beginning = [self._pool.submit(begin, path) for path in self._files]
         try:
-            list(self._pool.map(begin, self._files))
+            for one in beginning:
+                one.result()
             self._claim.make({"uploads": self._names, "parts": self._shapes})
         except CkptError:
+            for one in beginning:
+                one.cancel()
+            wait(beginning)
             for upload in self._names.items():
                 with contextlib.suppress(CkptError):
                     self._abort(upload)
@@ -111,7 +115,7 @@ class Uploads:
 
     def _begin(self, path: str) -> str:
         address = self._address_of(path)
-        return again(address, lambda: self._store.begin(address, self._plan), _ATTEMPTS)
+        return again(address, lambda: self._store.begin(address, self._plan))
 
     def _list(self) -> None:
         """Ask which parts are there. An upload that is gone was completed, by a run that was killed then, or is begun anew."""

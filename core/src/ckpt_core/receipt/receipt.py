@@ -142,7 +142,9 @@ class Receipt:
     @_field
     def source_files(self) -> Mapping[str, tuple[int, int]]:
         """The size in bytes and the time of change in nanoseconds of every file that was read, by its path."""
-        return {str(one["path"]): (int(one["bytes"]), int(one["mtime_ns"])) for one in self.body["source"]["files"]}
+        return {
+            str(one["path"]): (int(one["bytes"]), int(one["mtime_ns"])) for one in self.body["source"].get("files", ())
+        }
 
     @_field
     def documents(self) -> Mapping[str, str]:

@@ -95,7 +95,10 @@ def _is_container(value: Any) -> bool:
 
 
 def _is_flat(value: Any) -> bool:
-    return not any(type(child) in _CONTAINERS for child in _children(value))
+    """Whether a dict, or any other collection, holds nothing that holds something."""
+    if isinstance(value, dict) and not _CONTAINERS.isdisjoint(map(type, value.values())):
+        return False
+    return _CONTAINERS.isdisjoint(map(type, value))
 
 
 def _children(value: Any) -> Any:

@@ -143,12 +143,12 @@ def read_pickle(
     """
     data = ByteRange(source, file) if isinstance(source, bytes) else source
     machine = Machine(data, file, persistent_load, makers, limits)
-    next_byte = data.byte
+    next_byte, opcodes, most = data.byte, _OPCODES, limits.stack
     for _ in range(limits.opcodes):
         code = next_byte()
         if code == _STOP:
             return _walkable(machine.result(), machine, limits)
-        step = _OPCODES[code]
+        step = opcodes[code]
         if step is None:
             machine.fail(
                 f"the pickle holds an unknown opcode {bytes([code])!r}", fix="the file is damaged or no pickle"
@@ -160,7 +160,7 @@ def read_pickle(
         except (TypeError, ValueError, ArithmeticError, AttributeError, MemoryError) as error:
             # An argument of a kind that its maker did not foresee, such as an array where a text belongs.
             machine.fail("the pickle gives something a value of a wrong kind", found=f"{type(error).__name__}: {error}")
-        if len(machine.stack) > limits.stack:
+        if len(machine.stack) > most:
             machine.fail("the pickle's stack grows too large", expected=f"at most {limits.stack} values")
     machine.fail("the pickle is too long", expected=f"at most {limits.opcodes} opcodes")
 

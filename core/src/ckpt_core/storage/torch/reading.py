@@ -14,9 +14,12 @@ Older files are a row of pickles with the storages behind them; see `torch_legac
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, BinaryIO, NoReturn
 
 from ckpt_core.errors import FormatError
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.archive.inflate import open_stored
 from ckpt_core.storage.archive.tar import BLOCK, is_tar
 from ckpt_core.storage.archive.tree import Tree
@@ -28,7 +31,7 @@ from ckpt_core.storage.bytes.pointers import pointer_in
 from ckpt_core.storage.bytes.stored import first_bytes
 from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.pickle.reader import Limits, read_pickle
-from ckpt_core.storage.tensor import Record
+from ckpt_core.storage.tensor import Record, StoredTensor
 from ckpt_core.storage.torch.legacy import read_legacy, starts_with_magic
 from ckpt_core.storage.torch.tensors import TORCH_MAKERS, StoredStorage, storage_class
 
@@ -102,6 +105,27 @@ def read_torch_member(tree: Tree, name: str, limits: Limits = Limits()) -> Any:
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """What a pickle says that holds nothing but one tensor: the persistent id of its storage, and the tensor over a storage that began
+    at byte `start`."""
+
+    key: Any
+    tensor: StoredTensor
+    start: int
+
+    def tensor_on(self, storage: StoredStorage) -> StoredTensor:
+        """The tensor over the storage of this id in another file."""
+        offset = storage.offset + self.tensor.offset - self.start
+        return replace(self.tensor, file=storage.file, offset=offset, record=storage.record)
+
+
+# A distributed checkpoint has tens of thousands of torch files of one tensor each, and their pickles are of a few kinds.
+_ALIKE: dict[tuple[bytes, Limits], _Alone] = {}
+_MOST_ALIKE = 1 << 10
+_MAX_ALIKE = 1 << 10
+
+
 class _ZipFile:
     """One torch zip archive in bytes [`start`, `end`) of an open file."""
 
@@ -119,11 +143,35 @@ class _ZipFile:
             self.fail("the file was written on a big-endian machine", found=brief(order), expected="little")
         pickle = self._members[f"{self._folder}/data.pkl"]
         self._check_sum(pickle)
-        data = ByteRange(self._stream, self.file, pickle.offset, pickle.offset + pickle.size)
-        result = read_pickle(data, self.file, persistent_load=self._load, makers=TORCH_MAKERS, limits=limits)
+        if pickle.size > _MAX_ALIKE:
+            return self._object(pickle, limits, self._load)
+        content = self._range(pickle).take(pickle.size)
+        known = _ALIKE.get((content, limits))
+        if known is not None:
+            return known.tensor_on(self._load(known.key))
+        keys: list[Any] = []
+
+        def load(key: Any) -> StoredStorage:
+            keys.append(key)
+            return self._load(key)
+
+        result = self._object(pickle, limits, load)
+        if isinstance(result, StoredTensor) and len(keys) == 1:
+            if len(_ALIKE) >= _MOST_ALIKE:
+                _ALIKE.clear()
+            _ALIKE[content, limits] = _Alone(keys[0], result, self._load(keys[0]).offset)
+        return result
+
+    def _object(self, pickle: Member, limits: Limits, load: Callable[[Any], StoredStorage]) -> Any:
+        """The object in a pickle, with what `load` gives for each persistent id."""
+        data = self._range(pickle)
+        result = read_pickle(data, self.file, persistent_load=load, makers=TORCH_MAKERS, limits=limits)
         if data.left:
             self.fail("data.pkl holds more than one pickle", found=f"{data.left} bytes behind it")
         return result
+
+    def _range(self, member: Member) -> ByteRange:
+        return ByteRange(self._stream, self.file, member.offset, member.offset + member.size)
 
     def _find_folder(self) -> str:
         folders = [
@@ -174,7 +222,7 @@ class _ZipFile:
         if member.size > _MAX_SMALL_RECORD:
             self.fail(f"the record {name!r} is too large", found=f"{member.size} bytes")
         self._check_sum(member)
-        return ByteRange(self._stream, self.file, member.offset, member.offset + member.size).take(member.size)
+        return self._range(member).take(member.size)
 
     def _check_sum(self, member: Member) -> None:
         """Compare the checksum of a record that is read whole; torch can be told to write none (0)."""

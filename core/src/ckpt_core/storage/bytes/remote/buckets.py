@@ -17,7 +17,6 @@ from typing import Any
 
 from ckpt_core.errors import CkptError, StoreError, UsageError
 from ckpt_core.storage.bytes.remote.objects import Hiccup, Listing, Object, changed
-from ckpt_core.storage.bytes.remote.stores import check_names
 
 _KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 _STATUS = re.compile(r"status code: (4\d\d)")
@@ -69,7 +68,6 @@ class Bucket:
 
     def listing(self, address: str) -> Listing:
         """The objects below a folder, or of the folder of one object, and the files directly in the two folders above."""
-        check_names(address)
         key = self._key(address).strip("/")
         with self._errors(address):
             found = [one for batch in self._library.list(self._store, prefix=key or None) for one in batch]

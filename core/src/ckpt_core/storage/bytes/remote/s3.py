@@ -111,6 +111,8 @@ class S3:
         """See `WritableStore`."""
         condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": over}
         digest = hashlib.md5(body, usedforsecurity=False).digest() if isinstance(body, bytes) else body.md5
+        if not isinstance(body, bytes):
+            body.seek(0)  # it was read, if this is not the first attempt
         try:
             with self._errors(address):
                 self._client.put_object(

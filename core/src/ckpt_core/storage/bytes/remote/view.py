@@ -23,7 +23,8 @@ from ckpt_core.storage.bytes.pointers import STAND_IN
 from ckpt_core.storage.bytes.remote import ranges
 from ckpt_core.storage.bytes.remote.objects import Listing, Object, without_secrets
 from ckpt_core.storage.bytes.remote.ranges import again
-from ckpt_core.storage.bytes.remote.stores import address_of, scheme_of, store_of
+from ckpt_core.storage.bytes.remote.schemes import BUCKETS, address_of, check_names, scheme_of
+from ckpt_core.storage.bytes.remote.stores import store_of
 
 _MOST = 1_000_000
 _ATTEMPTS = 3  # to list, when nothing is done yet: a wrong name of a server is said soon
@@ -48,6 +49,8 @@ def localised(path: str) -> str:
 
         if hub.offline():
             return hub.snapshot(path)
+    if scheme in BUCKETS:
+        check_names(path)
     store = store_of(path)
     listing = again(without_secrets(path), lambda: store.listing(path), _ATTEMPTS)
     _check_finished(listing)

@@ -8,7 +8,7 @@ import os
 from ckpt_core.errors import UsageError
 from ckpt_core.storage.bytes.names import RECEIPT
 from ckpt_core.storage.bytes.remote.objects import without_secrets
-from ckpt_core.storage.bytes.remote.stores import address_of, check_names, scheme_of
+from ckpt_core.storage.bytes.remote.schemes import address_of, check_names, scheme_of
 from ckpt_core.storage.bytes.remote.writing import WritableStore
 
 _LONGEST_NAME = 255 - len(f".{RECEIPT}")
