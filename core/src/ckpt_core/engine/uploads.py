@@ -245,6 +245,8 @@ class Uploads:
             again(address, lambda: self._store.complete(address, name, tags))
         except (Taken, Gone):
             self._check_mine(address, self._files[path])
+            with contextlib.suppress(StoreError):
+                self._abort((path, name))  # if another run ended while this one began its uploads, they are nobody's
         self._complete.add(path)
 
     def put(self, names: Iterable[str]) -> None:
@@ -280,12 +282,11 @@ class Uploads:
 
     def abort(self) -> None:
         """Drop every upload, and what of the output is there, and then the claim. Nothing, if the claim is another run's."""
-        self.close()
-        if not self._claim.still_mine():
-            return
-        with ThreadPoolExecutor(SENDERS, "abort") as pool:
-            list(pool.map(self._abort, self._names.items()))
-            list(pool.map(self._remove, map(self._address_of, self._complete)))
+        self._end()
+        if self._claim.still_mine():  # and it stays so while this lasts: it is written anew until the end
+            with ThreadPoolExecutor(SENDERS, "abort") as pool:
+                list(pool.map(self._abort, self._names.items()))
+                list(pool.map(self._remove, map(self._address_of, self._complete)))
         self._claim.release()
 
     def _abort(self, upload: tuple[str, str]) -> None:
@@ -294,5 +295,8 @@ class Uploads:
 
     def close(self) -> None:
         """Send nothing more; what is on its way may arrive."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._end()
         self._claim.rest()
+
+    def _end(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
