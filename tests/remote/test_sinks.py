@@ -367,6 +367,42 @@ def test_a_run_that_lives_keeps_the_same_one_of_another_machine_away(
     assert_clean(bucket, tmp_path / "b")
 
 
+def test_a_run_that_begins_when_the_same_one_ends_leaves_no_uploads(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path
+) -> None:
+    beside(bucket, "begin", 1, lambda: convert(model, ADDRESS, to="hf", spool=tmp_path / "b"))
+    convert(model, ADDRESS, to="hf")
+    assert ckpt("verify", model, ADDRESS)[0] == 0
+    assert_clean(bucket, spool)
+    assert_clean(bucket, tmp_path / "b")
+
+
+def test_a_run_that_drops_its_uploads_lives_until_they_are_gone(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropping many takes longer than the silence of a dead one: another run must not go on with what is being dropped."""
+    monkeypatch.setattr(claim, "BEAT", 0.02)
+    source = shutil.copytree(model, tmp_path / "source")
+    seen: list[bytes] = []
+
+    def slow(name: str, number: int, after: bool) -> None:
+        if name == "send":
+            os.utime(source / "model.safetensors", (1e9, 1e9))
+        if name == "abort" and not after:
+            seen.append(bucket.objects[CLAIM].data)
+            until = time.monotonic() + 10
+            while bucket.objects[CLAIM].data == seen[-1] and time.monotonic() < until:
+                time.sleep(0.01)
+            seen.append(bucket.objects[CLAIM].data)
+
+    bucket.fault = slow
+    with pytest.raises(FormatError, match="changed while it was being read"):
+        convert(source, ADDRESS, to="hf")
+    assert seen and len(set(seen)) > len(seen) // 2
+    assert not bucket.objects
+    assert_clean(bucket, spool)
+
+
 def test_a_run_that_was_taken_over_ends_and_drops_nothing(
     model: Path, bucket: Bucket, spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

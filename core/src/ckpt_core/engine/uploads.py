@@ -245,6 +245,10 @@ class Uploads:
             again(address, lambda: self._store.complete(address, name, tags))
         except (Taken, Gone):
             self._check_mine(address, self._files[path])
+            with contextlib.suppress(StoreError):
+                self._abort(
+                    (path, name)
+                )  # another run may have ended while this one began its uploads: then they are in no claim
         self._complete.add(path)
 
     def put(self, names: Iterable[str]) -> None:
@@ -280,12 +284,11 @@ class Uploads:
 
     def abort(self) -> None:
         """Drop every upload and every file of the output, and then the claim. Does nothing if another run has the claim."""
-        self.close()
-        if not self._claim.still_mine():
-            return
-        with ThreadPoolExecutor(SENDERS, "abort") as pool:
-            list(pool.map(self._abort, self._names.items()))
-            list(pool.map(self._remove, map(self._address_of, self._complete)))
+        self._end()
+        if self._claim.still_mine():  # it stays ours meanwhile, since it is written anew until the release
+            with ThreadPoolExecutor(SENDERS, "abort") as pool:
+                list(pool.map(self._abort, self._names.items()))
+                list(pool.map(self._remove, map(self._address_of, self._complete)))
         self._claim.release()
 
     def _abort(self, upload: tuple[str, str]) -> None:
@@ -294,5 +297,8 @@ class Uploads:
 
     def close(self) -> None:
         """Send nothing more; what is on its way may arrive."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._end()
         self._claim.rest()
+
+    def _end(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
