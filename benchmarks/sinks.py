@@ -30,6 +30,7 @@ from synthetic import write_hf
 
 PART = 16 << 20
 READ = 8 << 20
+_SMALL = 64 << 10
 TARGETS = {"nanotron": ["--to", "nanotron", "--tp", "2"], "nemo": ["--to", "nemo", "--tp", "2"], "hf": ["--to", "hf"]}
 FLOOR = """
 import os, sys, hashlib, base64, boto3
@@ -64,7 +65,7 @@ with ThreadPoolExecutor(4) as pool:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    objects: dict[str, int] = {}  # noqa: RUF012
+    objects: dict[str, bytes] = {}  # noqa: RUF012
     source = Path()  # what lies at s3://source
     buffer = bytearray(1 << 20)
 
@@ -80,27 +81,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _drop(self) -> int:
-        size = left = int(self.headers.get("Content-Length", 0))
+    def _drop(self) -> bytes:
+        """Read the body; returns that of a claim or a document, and nothing of a part."""
+        left = int(self.headers.get("Content-Length", 0))
         if self.headers.get("Expect"):
             self.send_response_only(100)
             self.end_headers()
+        if left <= _SMALL:
+            return self.rfile.read(left)
         while left:
             left -= self.rfile.readinto(memoryview(self.buffer)[: min(left, len(self.buffer))])
-        return size
+        return b""
 
     def handle_expect_100(self) -> bool:
         return True
 
     def do_PUT(self) -> None:
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
-        size = self._drop()
+        body = self._drop()
         if "partNumber" in query:
             return self._answer(200, ETag=f'"{uuid.uuid4().hex}"')
         if path in self.objects and self.headers.get("If-None-Match"):
             return self._answer(412, "<Error><Code>PreconditionFailed</Code></Error>")
-        self.objects[path] = size
-        return self._answer(200, ETag='"x"')
+        self.objects[path] = body
+        return self._answer(200, ETag=_TAG)
 
     def do_POST(self) -> None:
         self._drop()
@@ -121,6 +125,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._answer(200, "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
         if "uploadId" in query:
             return self._answer(200, "<ListPartsResult><IsTruncated>false</IsTruncated></ListPartsResult>")
+        if path in self.objects:
+            return self._answer(200, self.objects[path].decode(), ETag=_TAG)
         return self._answer(404, "<Error><Code>NoSuchKey</Code></Error>")
 
     do_HEAD = do_GET

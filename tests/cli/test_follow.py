@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckpt_core.cli import follow
+from ckpt_core.errors import CkptError, ProblemsFound
 
 
 def times(folder: Path) -> dict[Path, int]:
@@ -94,8 +96,6 @@ class TestFollow:
         assert steps["step-10"]["error"]["anchor"] == "format-error"
 
     def test_one_that_is_removed_meanwhile_fails_and_the_others_do_not(self, once, run, monkeypatch):
-        import shutil
-
         from ckpt_core import api
 
         known = api.plan_conversion
@@ -138,12 +138,10 @@ class TestFollow:
         assert code == 0 and len(plans) == 3
         assert states == {"step-5": "waiting", "step-10": "done before", "step-100": "done before"}
         assert steps["step-5"]["why"] == "another run is writing it"
-        assert once()[1] == {"step-5": "converted", "step-10": "done before", "step-100": "done before"}
+        assert once()[1] == {"step-5": "converted", "step-10": "done before", "step-100": "failed"}  # other options
 
     def test_one_that_is_saved_again_is_not_taken_for_done(self, once, run, tmp_path, make):
         """A run that was started anew from an earlier step saves the later ones again, with other values."""
-        import shutil
-
         once()
         shutil.rmtree(run / "step-100")
         old(make("run/step-100", lambda tensors: tensors["final_norm.weight"].__imul__(2)), 1800)
@@ -171,8 +169,6 @@ class TestFollow:
     def test_a_full_disk_is_tried_again(self, run, tmp_path, ckpt, monkeypatch):
         """Neither a full disk nor a destination that is gone says anything of the checkpoint."""
         import errno
-        import shutil
-
         from ckpt_core.engine import run as engine
 
         def full(plan, destination, **asked):
@@ -252,6 +248,25 @@ class TestFollow:
         ran = ckpt("follow", run, tmp_path / "out", "--to", "toy", "--once")
         assert ran.code == 1 and "the outputs in this folder are of another format" in ran.err
 
+    def test_other_options_for_the_outputs_that_are_there(self, once, ckpt, run, tmp_path):
+        """Otherwise a folder would hold outputs of two dtypes, or a command that asks for another would do nothing, in silence."""
+        assert once("--dtype", "bfloat16")[0] == 0 == once("--dtype", "bf16")[0]
+        shutil.rmtree(tmp_path / "out" / "step-10")
+        code, states, steps = once()
+        assert code == 1 and states == {"step-5": "failed", "step-10": "converted", "step-100": "failed"}
+        error = steps["step-5"]["error"]
+        assert error["problem"] == "it was converted with other options: dtype bf16"
+        assert error["expected"] == "dtype keep" and "name another folder" in error["fix"]
+
+    def test_ranks_that_the_format_has_not_are_a_wrong_command_line(self, ckpt, run, tmp_path):
+        ran = ckpt("follow", run, tmp_path / "out", "--to", "toy", "--ep", "2", "--once")
+        assert ran.code == 2 and "format toy has no --ep" in ran.err and not (tmp_path / "out").exists()
+
+    def test_of_several_problems_the_first_is_named(self, capsys):
+        problems = ProblemsFound("tp=4", [CkptError("a is odd", file="x", fix="take b"), CkptError("c is even")])
+        follow.show({"step": "5"} | follow._failed(problems))
+        assert capsys.readouterr().out == "5  failed  tp=4: 2 problems, first: a is odd  x  take b\n"
+
     def test_one_line_a_checkpoint_until_it_is_stopped(self, ckpt, run, tmp_path, monkeypatch):
         def stop(seconds):
             raise KeyboardInterrupt
@@ -318,3 +333,8 @@ class TestFollow:
         (tmp_path / "other").mkdir()
         ran = ckpt("follow", tmp_path / "other", tmp_path / "out", "--to", "toy", "--once")
         assert ran.code == 0 and not ran.out and "no checkpoint is in" in ran.err
+        assert "is a checkpoint itself" not in ran.err
+
+    def test_a_checkpoint_in_the_place_of_the_run(self, ckpt, run, tmp_path):
+        ran = ckpt("follow", run / "step-5", tmp_path / "out", "--to", "toy", "--once")
+        assert ran.code == 0 and "step-5 is a checkpoint itself (toy): RUN is the folder around it" in ran.err

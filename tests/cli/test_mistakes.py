@@ -20,11 +20,19 @@ class TestWords:
             (["conver"], "there is no command 'conver'", "did you mean 'ckpt convert'?"),
             (["version"], "there is no command 'version'", "did you mean 'ckpt --version'?"),
             (["--jsn", "inspect"], "ckpt has no option --jsn", "options stand after the command"),
+            (["--hepl", "inspect"], "ckpt has no option --hepl", "'--help'"),
             (["inspect"], "SRC is missing", "ckpt inspect [OPTIONS] SRC"),
             (["inspect", "a", "b"], "got unexpected extra argument (b)", "ckpt inspect [OPTIONS] SRC"),
             (["convert", "a", "b"], "--to is missing", "toy"),
             (["convert", "--to", "--", "b"], "DST is missing", None),
             (["convert", "a", "b", "--to", "toy", "--tpp", "2"], "ckpt convert has no option --tpp", "'--tp'"),
+            (["convert", "a", "b", "-to", "toy"], "ckpt convert has no option -to", "'--to'"),
+            (["convert", "a", "b", "--tensor-model-parallel-size", "2"], "has no option --tensor-model", "'--tp'"),
+            (
+                ["convert", "a", "b", "--to", "toy", "--dtype", "torch.half"],
+                "can't be written in dtype",
+                "mean 'fp16'?",
+            ),
             (["convert", "a", "b", "--to", "toy", "--tp", "two"], "--tp: 'two' is not a valid integer", None),
             (["convert", "a", "b", "--to", "toy", "--workers", "0"], "--workers: 0 is not in the range x>=1", None),
             (["convert", "a", "b", "--to", "toy", "--max-memory", "2 cows"], "--max-memory is no size", "256MiB"),
@@ -70,6 +78,13 @@ class TestPaths:
             assert ran.code == 1 and "this is a file of a checkpoint" in ran.err
             assert f"give the folder: {folder} (toy)" in ran.err
 
+    def test_a_folder_in_a_checkpoint(self, ckpt, model, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (model / "inner").mkdir()
+        (model / "inner" / "file").touch()
+        ran = ckpt("inspect", "model/inner")
+        assert ran.code == 1 and "part of the checkpoint around it: model (toy)" in ran.err
+
     @pytest.mark.parametrize(
         ("path", "fix"),
         [
@@ -77,6 +92,7 @@ class TestPaths:
             ("model/tokeniser.json", "did you mean 'model/tokenizer.json'?"),
             ("~/model", "does not expand ~ in quotes"),
             ("a/b/c", "as far as"),
+            ("modle/tokenizer.json", "where 'model' is; did you mean that?"),
             ("link", "a link to gone"),
             ("owner/name", "hf://owner/name"),
         ],

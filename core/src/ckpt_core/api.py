@@ -357,7 +357,7 @@ def plan_conversion(
     wanted, memory = _wanted(dtype), size_of(max_memory, "max_memory")
     check_count(workers, "workers")
     reader, fact = find_format(local, format)
-    writer = _writer(to, ranks)
+    writer = writer_of(to, ranks)
     source_options, target_options = split_options(given, reader, writer)
     state = _state_wanted(writer, training_state)
     how = _reading(reader, source_options, config, weights, writer.info.adapters, state)
@@ -412,7 +412,7 @@ def _wanted(dtype: str) -> DType | None:
     return None if dtype == "keep" else written_dtype(dtype)
 
 
-def _writer(to: str, ranks: Mapping[str, int | None]) -> Plugin:
+def writer_of(to: str, ranks: Mapping[str, int | None]) -> Plugin:
     """The format to write; `UsageError` if it can't be written, or not on so many ranks."""
     for name, count in ranks.items():
         check_count(count, name, f"--{name}")
@@ -425,6 +425,7 @@ def _writer(to: str, ranks: Mapping[str, int | None]) -> Plugin:
             raise UsageError(
                 f"format {to} has no --{name}",
                 expected=", ".join(f"--{n}" for n in writer.info.parallel) or "no parallel layout",
+                fix=f"leave --{name} out: it says how the target is divided, and the ranks of the source are in its files",
             )
     return writer
 
@@ -452,7 +453,7 @@ def launch_of(
     local = localised(path_of(src, "src"))
     reader, fact = find_format(local, format)
     own = to in (None, reader.name)
-    writer = _writer(to or reader.name, {"tp": tp, "pp": pp, "ep": ep})
+    writer = writer_of(to or reader.name, {"tp": tp, "pp": pp, "ep": ep})
     if not _is_trained(writer):
         raise Refusal(
             f"no training program starts from a checkpoint of format {writer.name}",

@@ -110,41 +110,45 @@ def diagnosis(path: str, installed: list[str], recognised: Recognised) -> CkptEr
         or _incomplete(folder)
         or _foreign(folder, installed)
         or _half(folder)
-        or _unknown(folder, installed)
+        or _unknown(folder, installed, recognised)
     )
 
 
-def _unknown(folder: _Folder, installed: list[str]) -> CkptError:
+def _unknown(folder: _Folder, installed: list[str], recognised: Recognised) -> CkptError:
+    around = _around(folder, recognised)
     return CkptError(
         "no installed format recognises this path",
         file=folder.path,
         found=_listed(folder.names) if folder.names else None,
         expected=", ".join(installed),
-        fix="name the format with --from",
+        fix="name the format with --from"
+        if around is None
+        else f"if it is a part of the checkpoint around it: {around}",
     )
 
 
 def absent(path: str) -> CkptError:
     """The error about a path where nothing is."""
-    above = os.path.dirname(os.path.abspath(path))
+    missing = os.path.abspath(path)
+    above = os.path.dirname(missing)
+    while not os.path.isdir(above):
+        missing, above = above, os.path.dirname(above)
+    meant = None
+    with contextlib.suppress(OSError):
+        meant = nearest(os.path.basename(missing), os.listdir(above)[:_MOST])
     fix = None
     if os.path.islink(path):
         fix = f"it is a link to {os.readlink(path)}, and nothing is there"
     elif path.startswith("~"):
         fix = "a shell does not expand ~ in quotes: write the whole path, or $HOME"
-    elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) and not os.path.exists(os.path.dirname(path)):
+    elif missing == os.path.abspath(path):
+        beside = os.path.dirname(path.rstrip(os.sep))
+        fix = None if meant is None else f"did you mean {os.path.join(beside, meant)!r}?"
+    elif meant is not None:
+        fix = f"the folders are there as far as {above}, where {meant!r} is; did you mean that?"
+    elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path):
         fix = f"a repository of the hub is written hf://{path}"
-    elif os.path.isdir(above):
-        with contextlib.suppress(OSError):
-            meant = nearest(os.path.basename(os.path.abspath(path)), os.listdir(above)[:_MOST])
-            fix = (
-                None
-                if meant is None
-                else f"did you mean {os.path.join(os.path.dirname(path.rstrip(os.sep)), meant)!r}?"
-            )
     else:
-        while not os.path.isdir(above):
-            above = os.path.dirname(above)
         fix = f"the folders are there as far as {above}"
     return CkptError("there is no such file or folder", file=path, fix=fix)
 
@@ -239,17 +243,23 @@ def _rank(folder: _Folder, recognised: Recognised) -> CkptError | None:
 
 def _file_of(folder: _Folder, recognised: Recognised) -> CkptError | None:
     """A file of a checkpoint: the checkpoint is the folder around it."""
+    around = _around(folder, recognised) if os.path.isfile(folder.path) else None
+    if around is None:
+        return None
+    return CkptError(
+        "this is a file of a checkpoint, not the checkpoint", file=folder.path, fix=f"give the folder: {around}"
+    )
+
+
+def _around(folder: _Folder, recognised: Recognised) -> str | None:
+    """A checkpoint up to three levels above, with its formats; None if there is none."""
     above = os.path.abspath(folder.path)
-    for _ in range(3 if os.path.isfile(above) else 0):
+    for _ in range(3):
         above = os.path.dirname(above)
         formats = recognised(above)
         if formats:
             place = os.path.relpath(above) if not os.path.isabs(folder.path) else above
-            return CkptError(
-                "this is a file of a checkpoint, not the checkpoint",
-                file=folder.path,
-                fix=f"give the folder: {place} ({', '.join(formats)})",
-            )
+            return f"{place} ({', '.join(formats)})"
     return None
 
 

@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 @click.option(
     "--engine-address",
     metavar="ADDRESS",
-    help="A running Ray or Dask cluster, as ray://head:10001 or tcp://head:8786; without it one is started on this machine.",
+    help="A running Ray or Dask cluster, as HEAD:6379 or tcp://SCHEDULER:8786; without it one is started on this machine.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, from headers alone, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Delete the checkpoint at DST, once the new one is whole.")

@@ -58,6 +58,9 @@ _QUIET = 30.0
 _LONG_AGO = 3600.0
 """Seconds after which nobody still writes a checkpoint, whatever the clocks of this machine and of its file server are."""
 
+_DECIDING = {"tp": None, "pp": None, "ep": None, "dtype": "keep", "weights": "auto", "options": {}}
+"""What decides the bytes of an output, as its receipt records it, and what stands there where nothing was asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -138,10 +141,10 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     ckpt follow run/checkpoints hf --to hf
     */10 * * * *  ckpt follow run/checkpoints hf --to hf --once
     """
-    from ckpt_core.plugins.discovery import require
+    from ckpt_core.api import writer_of
     from ckpt_core.storage.bytes.remote.writable import writable
 
-    require(str(asked["to"]))
+    writer_of(str(asked["to"]), {name: asked[name] for name in ("tp", "pp", "ep")})
     if not os.path.isdir(run):
         raise UsageError(
             "a run is a folder of checkpoints on this machine",
@@ -156,6 +159,8 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     follower = Follower(run, dst, quiet, asked, patient=not once)
     if not steps_in(run):
         say(f"no checkpoint is in {run}" + ("" if once else f" yet; it is looked at every {every:g} s"), err=True)
+        if formats := _formats_of(run):
+            say(f"{run} is a checkpoint itself ({formats}): RUN is the folder around it, or see ckpt convert", err=True)
     if once:
         steps = list(follower.look())
         if as_json:
@@ -220,10 +225,12 @@ class Follower:
         source, destination = places[0], os.path.join(self._dst, output_name(name, self._asked))
         step: dict[str, Any] = {"step": name, "state": "done before", "source": source, "destination": destination}
         try:
-            receipt = self._receipt_of(destination, str(self._asked["to"]))
+            receipt = self._receipt_of(destination)
         except (StoreError, FormatError) as error:  # a store may answer the next time
             return step | _failed(error)
         if receipt is not None:
+            if (apart := self._asked_otherwise(receipt)) is not None:
+                return step | _failed(apart)
             changed = next(filter(None, map(_changed, receipt.source_files.items())), None)
             if changed is None:
                 return step
@@ -255,7 +262,7 @@ class Follower:
             self._failed[name] = state
         return step
 
-    def _receipt_of(self, destination: str, to: str) -> Receipt | None:
+    def _receipt_of(self, destination: str) -> Receipt | None:
         """The receipt of an output that is there. `CkptError` if it is that of another format: the folder is another follower's."""
         from ckpt_core.receipt import read_receipt
         from ckpt_core.receipt.places import receipt_path
@@ -265,15 +272,30 @@ class Follower:
         if there is None or not os.path.isfile(path := receipt_path(there)):
             return None
         receipt = read_receipt(path)
-        if receipt.format != to:
+        if receipt.format != self._asked["to"]:
             raise CkptError(
                 "the outputs in this folder are of another format",
                 file=path,
                 found=receipt.format,
-                expected=to,
+                expected=self._asked["to"],
                 fix="name a folder for each format",
             )
         return receipt
+
+    def _asked_otherwise(self, receipt: Receipt) -> CkptError | None:
+        """The error about an output that is not what this command asks for: to call it done would leave that undone in silence."""
+        was = receipt.body.get("options")
+        was = was if isinstance(was, Mapping) else {}
+        now = {**_DECIDING, **self._asked}
+        apart = [name for name in _DECIDING if name in was and was[name] != now[name]]
+        if not apart:
+            return None
+        return CkptError(
+            "it was converted with other options: " + ", ".join(f"{name} {was[name]}" for name in apart),
+            file=receipt.file,
+            expected=", ".join(f"{name} {now[name]}" for name in apart),
+            fix="name another folder, or remove that output, and it is converted again",
+        )
 
     def _not_yet(self, name: str, state: State, unchanged: float) -> str | None:
         """Why a checkpoint is not opened yet, which has been `unchanged` for so many seconds of our own clock."""
@@ -315,7 +337,7 @@ class Follower:
         except BeingWritten:  # by another follower: the next look finds its receipt
             return {"state": "waiting", "why": "another run is writing it"}
         except (CkptError, OSError) as problem:
-            if self._receipt_of(destination, str(self._asked["to"])) is not None:  # by another follower, meanwhile
+            if self._receipt_of(destination) is not None:  # by another follower, meanwhile
                 return {"state": "done before"}
             if not os.path.lexists(source):  # a run removes its old checkpoints
                 return _failed(CkptError("it was removed meanwhile", file=source))
@@ -328,6 +350,16 @@ class Follower:
             "bytes_written": plan.bytes_written,
             "fingerprint": receipt.fingerprint,
         }
+
+
+def _formats_of(run: str) -> str:
+    """The formats that recognise the folder itself: somebody gave the checkpoint in place of the run."""
+    from ckpt_core.plugins.discovery import detect
+
+    try:
+        return ", ".join(plugin.name for plugin, _ in detect(run))
+    except (CkptError, OSError):
+        return ""
 
 
 def _failed(problem: CkptError | OSError, destination: str = "") -> dict[str, Any]:
@@ -422,6 +454,9 @@ def show(step: Mapping[str, Any]) -> None:
         rest = f"-> {step['destination']}  {pace}  {step['fingerprint'][:15]}"
     elif step["state"] == "failed":
         error = step["error"]
+        several = error.get("problems", ())
+        if several:  # one line has room for one of them
+            error = several[0] | {"problem": f"{error['problem']}, first: {several[0]['problem']}"}
         rest = "  ".join(str(error[key]) for key in ("problem", "file", "fix") if key in error)
     else:
         rest = step.get("why") or f"-> {step['destination']}"

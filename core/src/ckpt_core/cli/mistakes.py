@@ -6,7 +6,21 @@ from collections.abc import Iterable
 
 import click
 
-from ckpt_core.errors import UsageError, did_you_mean
+from ckpt_core.errors import UsageError, did_you_mean, nearest
+
+# What frameworks call the options that we have (Megatron-LM's arguments, vLLM's, transformers').
+_CALLED = {
+    "--tensor-model-parallel-size": "--tp",
+    "--tensor-parallel-size": "--tp",
+    "--pipeline-model-parallel-size": "--pp",
+    "--pipeline-parallel-size": "--pp",
+    "--expert-model-parallel-size": "--ep",
+    "--expert-parallel-size": "--ep",
+    "--torch-dtype": "--dtype",
+    "--format": "--to",
+    "--num-workers": "--workers",
+    "--force": "--overwrite",
+}
 
 
 def named(parameter: click.Parameter | None) -> str:
@@ -42,7 +56,8 @@ def as_ours(error: click.ClickException) -> UsageError:
     shown = " ".join(context.get_usage().split()).removeprefix("Usage: ")
     help = f"{context.command_path} --help lists what it takes"
     if isinstance(error, click.NoSuchOption):
-        return UsageError(f"{context.command_path} has no option {error.option_name}", fix=_meant(error, context))
+        name = _written(error, context)
+        return UsageError(f"{context.command_path} has no option {name}", fix=_meant(name, context))
     if isinstance(error, click.MissingParameter):
         parameter = error.param
         known: tuple[str, ...] = () if parameter is None else getattr(parameter.type, "known", tuple)()
@@ -52,12 +67,29 @@ def as_ours(error: click.ClickException) -> UsageError:
     return UsageError(_sentence(error.format_message()), expected=shown, fix=help)
 
 
-def _meant(error: click.NoSuchOption, context: click.Context) -> str | None:
-    if isinstance(context.command, click.Group):
-        return f"options stand after the command: {context.command_path} COMMAND {error.option_name}"
-    known = [word for parameter in context.command.params for word in (*parameter.opts, *parameter.secondary_opts)]
+def _written(error: click.NoSuchOption, context: click.Context) -> str:
+    """The option as the user wrote it: of `-to`, which one hyphen begins, click names the first letter that is no option."""
+    said: Iterable[str] = context.meta.get("ckpt.arguments", ())
+    name = error.option_name
+    if name.startswith("--"):
+        return name
+    words = (word.partition("=")[0] for word in said if len(word) > 2 and word[0] == "-" != word[1])
+    return next((word for word in words if name[1:] in word), name)
+
+
+def _meant(name: str, context: click.Context) -> str | None:
+    parameters = context.command.params
+    known = [word for parameter in parameters for word in (*parameter.opts, *parameter.secondary_opts)]
     options = [word for word in [*known, "--help"] if word.startswith("-")]
-    return did_you_mean(error.option_name, options, f"{context.command_path} --help lists them")
+    if isinstance(context.command, click.Group):
+        alike = [word for word in options if abs(len(word) - len(name)) <= 1]  # `--json` is not like `--version`
+        return did_you_mean(name, alike, f"options stand after the command: {context.command_path} COMMAND {name}")
+    long = name if name.startswith("--") else "-" + name
+    if long in options:
+        return f"did you mean {long!r}?"
+    called = {ours: ours for ours in options} | {one: ours for one, ours in _CALLED.items() if ours in options}
+    meant = called.get(long.replace("_", "-")) or nearest(name, called)
+    return f"did you mean {called[meant]!r}?" if meant else f"{context.command_path} --help lists them"
 
 
 def _sentence(text: str) -> str:

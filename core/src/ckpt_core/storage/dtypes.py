@@ -123,10 +123,14 @@ def written_dtype(name: str) -> DType:
     return found
 
 
+_SPOKEN = {"half": "fp16", "float": "fp32", "double": "fp64"}
+"""What torch and CUDA also call them."""
+
+
 def _meant(name: str, known: Iterable[DType]) -> str | None:
     """The name of ours that was meant, where the one given is like one that somebody has for it."""
     called = {spelling: one.name for one in known for spelling in (one.name, one.torch, one.safetensors.lower())}
-    guess = nearest(name.lower(), called)
+    guess = nearest(_SPOKEN.get(name.lower().removeprefix("torch."), name.lower().removeprefix("torch.")), called)
     return f"did you mean {called[guess]!r}?" if guess else None
 
 

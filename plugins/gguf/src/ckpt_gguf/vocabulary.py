@@ -129,7 +129,7 @@ def _of_bytes(
     if pre is None and found is None:
         raise Refusal(
             "it is not known under which name llama.cpp cuts words as this tokenizer does",
-            found=str(tokenizer.get("pre_tokenizer"))[:300],
+            found=f"pre_tokenizer {str(tokenizer.get('pre_tokenizer'))[:300]}",
             expected=names(),
             fix="give the name that llama.cpp has for it with -o pre=NAME, or write ids alone with -o tokenizer=none",
         )

@@ -219,7 +219,11 @@ def _families(architecture: Architecture, wanted: str, among: Collection[str], f
     if not found:
         others = sorted(filter(is_named, FAMILIES), key=lambda family: family.model_type != first)
         if not others and wanted:
-            raise errors.UsageError(f"unknown hf_class {wanted!r}", expected=", ".join(CLASS_NAMES))
+            raise errors.UsageError(
+                f"unknown hf_class {wanted!r}",
+                expected=", ".join(CLASS_NAMES),
+                fix=errors.did_you_mean(wanted, CLASS_NAMES, "docs/families.md lists them by family"),
+            )
         yield from others
 
 

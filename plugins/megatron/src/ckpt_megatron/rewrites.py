@@ -104,13 +104,20 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
     moe = any(layer.moe for layer in layers)
     if attention is not None:
         heads, groups = attention.heads, attention.groups
+        shared = attention.qk_norm_whole
+        able = [n for n in range(1, heads + 1) if not heads % n and (not groups % n or (not n % groups and not shared))]
+        fix = f"--tp {', '.join(map(str, able[:-1]))} or {able[-1]}" if able[1:] else "--tp 1"
         if heads % layout.tp:
-            problems.add(Refusal(f"tp={layout.tp} does not divide the {heads} heads"))
+            problems.add(Refusal(f"tp={layout.tp} does not divide the {heads} heads", fix=fix))
         if groups % layout.tp and layout.tp % groups:
-            problems.add(Refusal(f"tp={layout.tp} neither divides the {groups} query groups nor is a multiple of them"))
-        if attention.qk_norm_whole and groups % layout.tp:
             problems.add(
-                Refusal(f"tp={layout.tp} does not divide the {groups} query groups, whose norm the ranks share")
+                Refusal(f"tp={layout.tp} neither divides the {groups} query groups nor is a multiple of them", fix=fix)
+            )
+        if shared and groups % layout.tp:
+            problems.add(
+                Refusal(
+                    f"tp={layout.tp} does not divide the {groups} query groups, whose norm the ranks share", fix=fix
+                )
             )
     if layout.names == "legacy":
         if decoder_of(architecture).predictors is not None:

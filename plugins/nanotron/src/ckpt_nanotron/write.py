@@ -195,9 +195,16 @@ def _check_ranks(architecture: Architecture, tp: int, pp: int, *, copied: bool) 
     problems = errors.Problems(f"tp={tp} pp={pp}")
     decoder = decoder_of(architecture)
     attention = attention_of(decoder)
-    for axis, size in (("query heads", attention.heads), ("key-value heads", attention.groups)):
-        if size % tp and not (axis == "key-value heads" and copied):
-            problems.add(Refusal(f"nanotron has no copies of heads: tp={tp} must divide the {size} {axis}"))
+    divided = {"query heads": attention.heads} | ({} if copied else {"key-value heads": attention.groups})
+    able = [n for n in range(1, attention.heads + 1) if not any(size % n for size in divided.values())]
+    for axis, size in divided.items():
+        if size % tp:
+            problems.add(
+                Refusal(
+                    f"nanotron has no copies of heads: tp={tp} must divide the {size} {axis}",
+                    fix=f"--tp {', '.join(map(str, able[:-1]))} or {able[-1]}" if able[1:] else "--tp 1",
+                )
+            )
     if pp > len(decoder.layers):
         problems.add(Refusal(f"pp={pp} is more than the {len(decoder.layers)} layers"))
     problems.raise_any()

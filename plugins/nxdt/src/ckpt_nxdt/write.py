@@ -145,7 +145,7 @@ def _padded(
         raise Refusal(
             f"tp={tp} does not divide the vocabulary of {tokens.vocabulary}",
             expected="a vocabulary that it divides; the hf style knows no padding",
-            fix=f"-o {DIVISIBLE}=1 adds {rows - tokens.vocabulary} rows, which are tokens there and whose logits are 0",
+            fix=f"-o {DIVISIBLE}=1 adds rows up to {rows}, which are tokens there and whose logits are 0",
         )
     return rewrites.vocabulary_rows(model, rows), rows
 
