@@ -13,6 +13,7 @@ import threading
 
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import pread_into
+from ckpt_core.storage.bytes.memory import memory
 
 _C = ctypes.CDLL(None, use_errno=True)
 _sync_file_range = getattr(_C, "sync_file_range", None)  # only Linux has it
@@ -21,19 +22,6 @@ if _sync_file_range is not None:
 
 _LARGEST = 2 << 20  # bytes of the largest folio
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
-
-
-def memory() -> tuple[int | None, int | None]:
-    """The total and the available memory, in bytes; None where the system does not say."""
-    found: dict[str, int] = {}
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                name, _, rest = line.partition(":")
-                found[name] = int(rest.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return found.get("MemTotal"), found.get("MemAvailable")
 
 
 @dataclass(frozen=True, slots=True)
