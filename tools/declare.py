@@ -26,7 +26,8 @@ from ckpt_core.errors import CkptError
 from ckpt_core.layout import Native
 from ckpt_core.plugins.discovery import require
 from ckpt_core.plugins.installed import format_names
-from ckpt_core.plugins.request import WriteRequest, typed_options
+from ckpt_core.plugins.request import WriteRequest
+from ckpt_core.plugins.values import typed_options
 from ckpt_core.storage.dtypes import BF16
 from ckpt_core.tensors.assembly import ParameterBuilder
 from ckpt_core.testing.examples import ABSENT, example, example_architectures

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from ckpt_core.api import convert, read_checkpoint
-from ckpt_core.diagnosis import TRACES, diagnosis
-from ckpt_core.errors import CkptError
+from ckpt_core.diagnosis import OWN, TRACES, diagnosis
+from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.plugins import discovery
 from ckpt_tests.goldens import goldens
 
 LFS = "version https://git-lfs" + ".github.com/spec/v1\n"
@@ -63,9 +65,11 @@ class TestHalves:
     def test_shards_that_the_index_names(self, hf):
         """The format is recognised, and its reader meets the first of them."""
         remove(shards(hf)[0])
-        assert "1 shard that the index names are not here" in said(hf) and "model-00001-of" in said(hf)
-        remove(hf / "config.json")
-        assert "1 shard that the index names" in said(hf)
+        for text in (said(hf), (remove(hf / "config.json"), said(hf))[1]):
+            assert "a shard is not here" in text and "found: no model-00001-of" in text
+            assert "expected: all that model.safetensors.index.json names" in text
+        (hf / "model-00001-of-00002.safetensors.incomplete").touch()
+        assert "; unfinished: model-00001-of-00002.safetensors.incomplete" in said(hf)
 
     def test_an_unfinished_download(self, tmp_path):
         (tmp_path / "x").mkdir()
@@ -133,6 +137,41 @@ def test_what_to_install(tmp_path, trace):
         assert error.fix.startswith("pip install ckpt-")
         everything = diagnosis(str(tmp_path), ["ir", trace.package.removeprefix("ckpt-")], lambda path: [])
         assert everything.fix != error.fix
+
+
+class TestWhatIsNotInstalled:
+    ROOT = Path(__file__).resolve().parents[2]
+
+    def test_the_table_of_our_packages_is_that_of_their_entry_points(self):
+        projects = [tomllib.loads(file.read_text())["project"] for file in self.ROOT.glob("plugins/*/pyproject.toml")]
+        assert {one["name"]: {*one["entry-points"]["ckpt.formats"]} for one in projects} == {
+            package: {*names} for package, names in OWN.items()
+        }
+        whole = tomllib.loads((self.ROOT / "convert/pyproject.toml").read_text())["project"]["dependencies"]
+        assert {*OWN} == {one.partition("=")[0] for one in whole} - {"ckpt-core[rich]", "ckpt-page"}
+
+    def test_a_checkpoint_in_a_folder_below_leads_to_its_package(self):
+        """Nanotron's own folder has nothing in it but a number and `latest.txt`."""
+        golden = goldens("nanotron")[0].checkpoint
+        for path in (golden, golden.parent):
+            error = diagnosis(str(path), ["hf", "ir"], lambda path: [])
+            assert "looks like one of Nanotron" in error.problem and "checkpoint_metadata.json" in str(error.found)
+            assert error.fix == "pip install ckpt-nanotron (ckpt-convert brings all formats)"
+
+    def test_what_nobody_knows_may_be_of_a_format_that_is_not_here(self, tmp_path):
+        (tmp_path / "of-no-format").write_bytes(b"x" * 2000)
+        ours = [name for names in OWN.values() for name in names]
+        few = diagnosis(str(tmp_path), ["ir", "of-a-stranger", "nemo"], lambda path: [])
+        assert few.expected == "one of the formats installed here: ir, of-a-stranger, nemo"
+        assert few.fix.partition("brings ")[2].split(", ")[:-1] == [name for name in ours if name != "nemo"]
+        assert "pip install ckpt-convert" in few.fix
+        assert diagnosis(str(tmp_path), ours, lambda path: []).fix == "name the format with --from"
+
+    def test_a_format_that_is_named_leads_to_its_package(self, monkeypatch):
+        monkeypatch.setattr(discovery, "entry_points", lambda: {"ir": []})
+        with pytest.raises(UsageError) as raised:
+            discovery.load.__wrapped__("fsdp-lora")
+        assert raised.value.fix == "pip install ckpt-peft, or ckpt-convert for all formats"
 
 
 def test_the_name_of_a_repository_leads_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

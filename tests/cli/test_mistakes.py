@@ -40,6 +40,12 @@ class TestWords:
             (["convert", "a", "b", "--to", "toy", "--engine", "dusk"], "--engine has no value 'dusk'", "'dask'"),
             (["convert", "a", "b", "--to", "toy", "--engine-address", "x"], "engine local has no address", "--engine"),
             (["convert", "a", "b", "--to", "toy", "--spool", "x"], "--spool is for a destination in a store", "leave"),
+            (
+                ["convert", "a", "s3://b/c", "--to", "toy", "--cache", "x"],
+                "--cache is for a source in a store",
+                "leave",
+            ),
+            (["verify", "a", "b", "--cache", "x"], "--cache is for a source in a store", "leave --cache out"),
             (["plugin", "new", "x", "--container", "troch"], "--container has no value 'troch'", "'torch'"),
         ],
     )

@@ -37,7 +37,8 @@ from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.plugins.discovery import Plugin, all_plugins, check_returned, detect, launched, require
 from ckpt_core.plugins.installed import format_names
-from ckpt_core.plugins.request import ReadRequest, WriteRequest, typed_options
+from ckpt_core.plugins.request import ReadRequest, WriteRequest
+from ckpt_core.plugins.values import typed_options
 from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt, find_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path

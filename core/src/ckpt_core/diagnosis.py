@@ -42,6 +42,19 @@ class Trace:
     rank: bool = False
 
 
+OWN = {
+    "ckpt-deepspeed": ("deepspeed", "megatron-deepspeed"),
+    "ckpt-fsdp": ("fsdp", "torchtitan"),
+    "ckpt-gguf": ("gguf",),
+    "ckpt-hf": ("hf",),
+    "ckpt-megatron": ("megatron", "megatron-bridge"),
+    "ckpt-nanotron": ("nanotron",),
+    "ckpt-nemo": ("nemo", "nemo2"),
+    "ckpt-nxdt": ("nxdt",),
+    "ckpt-peft": ("peft", "megatron-lora", "fsdp-lora"),
+}
+"""The packages that `pip install ckpt-convert` brings, and the formats of each: what to install where one is missing."""
+
 TRACES = (
     # name                                    what wrote it                        what reads it     one rank's
     Trace("mp_rank_[0-9]*",                   "Megatron-LM, NeMo or DeepSpeed",    "ckpt-megatron",  True),
@@ -109,21 +122,29 @@ def diagnosis(path: str, installed: list[str], recognised: Recognised) -> CkptEr
         or _iterations(folder)
         or _incomplete(folder)
         or _foreign(folder, installed)
+        or _foreign_inside(folder, installed)
         or _half(folder)
         or _unknown(folder, installed, recognised)
     )
 
 
+def package_of(name: str) -> str | None:
+    """The package that brings the format `name`; None if it is none of ours."""
+    return next((package for package, names in OWN.items() if name in names), None)
+
+
 def _unknown(folder: _Folder, installed: list[str], recognised: Recognised) -> CkptError:
     around = _around(folder, recognised)
+    absent = [name for names in OWN.values() for name in names if name not in installed]
+    fix = "name the format with --from" if around is None else f"if it is a part of the checkpoint around it: {around}"
+    if absent:
+        fix += f"; if it is not installed: pip install ckpt-convert brings {', '.join(absent)}, others are in packages of their own"
     return CkptError(
         "no installed format recognises this path",
         file=folder.path,
         found=_listed(folder.names) if folder.names else None,
-        expected=", ".join(installed),
-        fix="name the format with --from"
-        if around is None
-        else f"if it is a part of the checkpoint around it: {around}",
+        expected=f"one of the formats installed here: {', '.join(installed)}",
+        fix=fix,
     )
 
 
@@ -308,10 +329,12 @@ def _incomplete(folder: _Folder) -> CkptError | None:
     unfinished = [name for name in folder.names if name.endswith(_UNFINISHED)]
     wanted = sorted(set(_wanted(folder)) - set(folder.names))
     if wanted:
+        indexes = " and ".join(folder.like("*.index.json"))
         return CkptError(
-            f"{len(wanted)} {'shard' if len(wanted) == 1 else 'shards'} that the index names are not here",
+            "a shard is not here" if len(wanted) == 1 else f"{len(wanted)} shards are not here",
             file=folder.path,
-            found=_listed(wanted),
+            found=f"no {_listed(wanted)}" + (f"; unfinished: {_listed(unfinished)}" if unfinished else ""),
+            expected=f"all that {indexes} names" if indexes else "as many as the names of the others say",
             fix="finish the download, or copy the files that are missing",
         )
     if unfinished:
@@ -380,15 +403,45 @@ def _foreign(folder: _Folder, installed: list[str]) -> CkptError | None:
     names = [os.path.basename(os.path.abspath(folder.path)), *folder.names]
     for trace in TRACES:
         seen = [name for name in names if fnmatch.fnmatch(name, trace.pattern)]
-        if seen and (trace.package is None or trace.package.removeprefix("ckpt-") not in installed):
-            return CkptError(
-                f"no installed format recognises this path; it looks like one of {trace.format}",
-                file=folder.path,
-                found=_listed(seen),
-                expected=", ".join(installed),
-                fix="this is not supported yet" if trace.package is None else f"pip install {trace.package}",
-            )
+        if seen and (trace.package is None or _lacks(trace.package, installed)):
+            return _uninstalled(folder, trace, seen, installed)
     return None
+
+
+def _foreign_inside(folder: _Folder, installed: list[str]) -> CkptError | None:
+    """The same one or two levels down, where there is a plugin to install: a checkpoint may have a folder for each iteration."""
+    below = [
+        (os.path.join(inner, name), name) for inner in _below(folder) for name in _names(folder.place(inner))[:_MOST]
+    ]
+    for trace in TRACES:
+        if trace.package is not None and _lacks(trace.package, installed):
+            seen = [place for place, name in below if fnmatch.fnmatch(name, trace.pattern)]
+            if seen:
+                return _uninstalled(folder, trace, seen, installed)
+    return None
+
+
+def _lacks(package: str, installed: list[str]) -> bool:
+    return not any(name in installed for name in OWN[package])
+
+
+def _uninstalled(folder: _Folder, trace: Trace, seen: list[str], installed: list[str]) -> CkptError:
+    return CkptError(
+        f"no installed format recognises this path; it looks like one of {trace.format}",
+        file=folder.path,
+        found=_listed(seen),
+        expected=f"one of the formats installed here: {', '.join(installed)}",
+        fix="this is not supported yet"
+        if trace.package is None
+        else f"pip install {trace.package} (ckpt-convert brings all formats)",
+    )
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _subfolders(folder: str) -> list[str]:

@@ -23,8 +23,9 @@ from ckpt_core.layout.choices import both_of
 from ckpt_core.lean import dataclass
 from ckpt_core.ledger import Loss
 from ckpt_core.plugins.discovery import Plugin, all_plugins, require
-from ckpt_core.plugins.request import WriteRequest, typed_options
+from ckpt_core.plugins.request import WriteRequest
 from ckpt_core.plugins.tables import FamilyTables
+from ckpt_core.plugins.values import typed_options
 from ckpt_core.storage.dtypes import dtype_named
 from ckpt_core.verify.holes import model_of_holes
 

@@ -11,7 +11,8 @@ import pytest
 from ckpt_core.api import read_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_core.plugins.discovery import require
-from ckpt_core.plugins.request import WriteRequest, typed_options
+from ckpt_core.plugins.request import WriteRequest
+from ckpt_core.plugins.values import typed_options
 from ckpt_core.storage.dtypes import BF16
 from ckpt_core.testing.configs import wrong_configs
 from ckpt_core.verify.holes import model_of_holes

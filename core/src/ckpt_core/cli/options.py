@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -63,13 +65,34 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     return found
 
 
-def _keep_ranges(ctx: click.Context, param: click.Parameter, folder: str | None) -> None:
-    """Have what is read of remote files be kept in a folder, until the command ends."""
-    if folder is not None:
-        from ckpt_core.storage.bytes.remote import cache
+def _keeping(command: Callable) -> Callable:
+    """Have a command keep what it reads of remote files in the folder `cache`; `UsageError` if all that it reads is on this machine."""
 
-        token = cache.set(os.path.abspath(folder))
-        ctx.call_on_close(lambda: cache.reset(token))
+    @functools.wraps(command)
+    def keeping(*, cache: str | None, **asked: Any) -> Any:
+        if cache is None:
+            return command(**asked)
+        from ckpt_core.storage.bytes.remote import cache as folder
+        from ckpt_core.storage.bytes.remote.schemes import scheme_of
+
+        arguments = [one.name for one in click.get_current_context().command.params if isinstance(one, click.Argument)]
+        writes = (
+            "dtype" in asked
+        )  # who says how a checkpoint is written writes DST; all others read what they are given
+        read = [str(asked[name]) for name in arguments if name and not (writes and name == "dst")]
+        if all(scheme_of(one) is None for one in read):
+            raise UsageError(
+                "--cache is for a source in a store, and this one is on this machine",
+                file=read[0],
+                fix="leave --cache out: nothing is fetched",
+            )
+        token = folder.set(os.path.abspath(cache))
+        try:
+            return command(**asked)
+        finally:
+            folder.reset(token)
+
+    return keeping
 
 
 def reading(command: Callable) -> Callable:
@@ -79,8 +102,6 @@ def reading(command: Callable) -> Callable:
             "--cache",
             type=PATH,
             metavar="DIR",
-            expose_value=False,
-            callback=_keep_ranges,
             help="Keep what is read of hf://, s3:// and the like in this folder, and read it there the next time.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
@@ -115,7 +136,7 @@ def reading(command: Callable) -> Callable:
         ),
     ):
         command = option(command)
-    return command
+    return _keeping(command)
 
 
 training_state = click.option(

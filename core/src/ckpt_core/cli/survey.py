@@ -155,7 +155,8 @@ def _planned(checkpoint: Checkpoint, plugin: Plugin, small: StandIn | None = Non
     """
     from ckpt_core.api import target_of
     from ckpt_core.engine.plan import make_plan
-    from ckpt_core.plugins.request import WriteRequest, typed_options
+    from ckpt_core.plugins.request import WriteRequest
+    from ckpt_core.plugins.values import typed_options
 
     request = WriteRequest(typed_options(plugin.info, {}, "write"), destination=os.path.abspath("converted"))
     asked = checkpoint if small is None else small.checkpoint

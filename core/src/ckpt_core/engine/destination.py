@@ -11,7 +11,8 @@ from ckpt_core.errors import CkptError, UsageError
 from ckpt_core.lean import dataclass
 from ckpt_core.ledger import UNKNOWN_FILE, place_text
 from ckpt_core.plugins.discovery import detect
-from ckpt_core.plugins.request import ReadRequest, typed_options
+from ckpt_core.plugins.request import ReadRequest
+from ckpt_core.plugins.values import typed_options
 from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import recorded_plan

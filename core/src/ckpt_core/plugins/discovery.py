@@ -84,8 +84,13 @@ def load(name: str) -> Plugin:
 
 def _meant(name: str, known: list[str]) -> str:
     """What to do about a name that no format has: another name of one (`huggingface`), or one that is written alike."""
+    from ckpt_core.diagnosis import package_of
+
     called = {one: plugin.name for plugin in map(load, known) if not plugin.broken for one in plugin.info.called}
     asked = name.lower().replace("_", "-").replace(" ", "-")
+    package = package_of(asked)
+    if package is not None and asked not in known:
+        return f"pip install {package}, or ckpt-convert for all formats"
     meant = asked if asked in known else called.get(asked) or nearest(asked, [*known, *called])
     return f"did you mean {called.get(meant, meant)!r}?" if meant else "see: ckpt formats"
 

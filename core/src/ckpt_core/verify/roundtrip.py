@@ -21,7 +21,8 @@ from ckpt_core.checkpoint import Adapter, Checkpoint
 from ckpt_core.engine.plan import make_plan
 from ckpt_core.engine.run import run_plan
 from ckpt_core.plugins.discovery import Plugin
-from ckpt_core.plugins.request import WriteRequest, typed_options
+from ckpt_core.plugins.request import WriteRequest
+from ckpt_core.plugins.values import typed_options
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import DType, encode

@@ -27,7 +27,8 @@ from ckpt_core.layout import Native, parse
 from ckpt_core.lean import dataclass
 from ckpt_core.plugins.discovery import Plugin, load, require
 from ckpt_core.plugins.installed import format_names
-from ckpt_core.plugins.request import ReadRequest, WriteRequest, typed_options
+from ckpt_core.plugins.request import ReadRequest, WriteRequest
+from ckpt_core.plugins.values import typed_options
 from ckpt_core.reading import checkpoint_at
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.tensors.assembly import StoredPart

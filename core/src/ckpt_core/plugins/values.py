@@ -1,0 +1,33 @@
+"""The options of a format with their values: what was asked for, and the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core.errors import UsageError, did_you_mean
+from ckpt_core.plugins.discovery import all_plugins
+from ckpt_core.plugins.request import FormatInfo
+
+
+def typed_options(info: FormatInfo, given: Mapping[str, str], side: str) -> dict[str, Any]:
+    """All options of one side with their values; an unknown name is a `UsageError`."""
+    known = {option.name: option for option in info.options if option.side in (side, "both")}
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"format {info.name} has no {side} option {name!r}",
+                expected=", ".join(known) or "no options",
+                fix=did_you_mean(name, known, _owners(name, side) or f"see: ckpt formats {info.name}"),
+            )
+    return {name: option.parse(given[name]) if name in given else option.default for name, option in known.items()}
+
+
+def _owners(name: str, side: str) -> str | None:
+    """The sentence that names the formats which have this option, where one that was asked for something has none."""
+    owners = [
+        plugin.name
+        for plugin in all_plugins()
+        if not plugin.broken and any(one.name == name and one.side in (side, "both") for one in plugin.info.options)
+    ]
+    return f"it is an option of {', '.join(owners)}" if owners else None
