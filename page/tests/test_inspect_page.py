@@ -13,7 +13,7 @@ import pytest
 
 from ckpt_core.api import convert, read_checkpoint
 from ckpt_core.checkpoint import Loss, Provenance, Sidecar
-from ckpt_core.cli.survey import Future, Survey
+from ckpt_core.cli.survey import GROUPS, Future, Survey
 from ckpt_core.verify.statistics import Statistics
 from ckpt_page import page_of
 from ckpt_tests.folders import contents
@@ -197,6 +197,13 @@ class TestHostileNames:
         assert all(str(link).startswith("#") for link in links)
         assert not {"link", "iframe", "object", "embed", "image", "use"} & {tag for tag, _ in parsed.elements}
         assert "url(" not in page and "@import" not in page
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_has_a_colour(page, group):
+    """In light and in dark; a browser makes a tile without one black."""
+    assert page.count(f"--{group}: #") == 2
+    assert f".{group} {{ fill: var(--{group}); }}" in page
 
 
 def test_same_checkpoint_same_page(page, source, tmp_path):

@@ -37,12 +37,12 @@ def join(parts: Iterable[object]) -> Markup:
 
 
 def breakable(name: str) -> Markup:
-    """A dotted name that may be broken after its dots.
+    """A dotted name, or a path, that may be broken after its dots and slashes.
 
-    >>> breakable("a.b")
-    'a.<wbr>b'
+    >>> breakable("a.b/c")
+    'a.<wbr>b/<wbr>c'
     """
-    return Markup(escaped(name).replace(".", ".<wbr>"))
+    return Markup(escaped(name).replace(".", ".<wbr>").replace("/", "/<wbr>"))
 
 
 def _attribute(key: str, value: object) -> str:

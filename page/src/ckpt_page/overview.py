@@ -10,7 +10,7 @@ from ckpt_core.cli.output import count_text
 from ckpt_core.cli.survey import Future, Survey, not_finite_text
 from ckpt_core.sizes import size_text
 from ckpt_core.text import plural
-from ckpt_page.markup import Markup, element, join
+from ckpt_page.markup import Markup, breakable, element, join
 
 _SHOWN = 6
 
@@ -52,7 +52,7 @@ def heading(survey: Survey) -> Markup:
             "fp32 master weights exist; --weights master reads them" if checkpoint.provenance.masters else "none",
         ),
     ]
-    return join([element("p", "Checkpoint", class_="over"), element("h1", survey.src), pairs(rows)])
+    return join([element("p", "Checkpoint", class_="over"), element("h1", breakable(survey.src)), pairs(rows)])
 
 
 def dtype_text(name: str, held: tuple[int, int]) -> str:
