@@ -169,6 +169,7 @@ class TestFollow:
     def test_a_full_disk_is_tried_again(self, run, tmp_path, ckpt, monkeypatch):
         """Neither a full disk nor a destination that is gone says anything of the checkpoint."""
         import errno
+
         from ckpt_core.engine import run as engine
 
         def full(plan, destination, **asked):
