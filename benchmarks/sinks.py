@@ -1,10 +1,11 @@
-"""What it costs to write to a bucket, beside the same conversion to the disk and beside boto3 alone; and what lies on this machine meanwhile.
+"""What it costs to read from a bucket and to write to one, beside the same conversion on the disk and beside the library alone; and what lies on this machine meanwhile.
 
     python benchmarks/sinks.py [--size GB] [--rounds N]      CPU seconds, against a server of this machine
     python benchmarks/sinks.py --held                        the most that lies in the spool, from the plans of the largest models
 
-The server speaks as much of S3 as a conversion asks for, drops the bytes of parts, and is not counted. It speaks http, so that each body is
-hashed for its signature, which over https it is not. boto3 alone sends as many bytes in parts of the same size, with their MD5.
+The server speaks as much of S3 as a conversion asks for, sends with `sendfile`, drops the bytes of parts, and is not counted. It speaks http, so that each body is
+hashed for its signature, which over https it is not. boto3 alone sends as many bytes in parts of the same size, with their MD5; obstore alone reads
+all of the source's files in ranges, into memory that it forgets.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import http.server
 import multiprocessing
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -27,6 +29,8 @@ from plan_time import CASES, source_of
 from synthetic import write_hf
 
 PART = 16 << 20
+READ = 8 << 20
+_SMALL = 64 << 10
 TARGETS = {"nanotron": ["--to", "nanotron", "--tp", "2"], "nemo": ["--to", "nemo", "--tp", "2"], "hf": ["--to", "hf"]}
 FLOOR = """
 import os, sys, hashlib, base64, boto3
@@ -43,10 +47,26 @@ with ThreadPoolExecutor(8) as pool:
     list(pool.map(send, range(1, -(-size // part) + 1)))
 """
 
+READ_FLOOR = """
+import sys, os, obstore
+from concurrent.futures import ThreadPoolExecutor
+from obstore.store import S3Store
+part = int(sys.argv[1])
+store = S3Store("source", endpoint=os.environ["AWS_ENDPOINT_URL"], client_options={"allow_http": True})
+files = [(one["path"], one["size"]) for batch in obstore.list(store) for one in batch]
+def read(where):
+    path, start, size = where
+    for _ in obstore.get(store, path, options={"range": (start, min(start + part, size))}).stream(min_chunk_size=1 << 20):
+        pass
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(read, [(path, start, size) for path, size in files for start in range(0, size, part)]))
+"""
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    objects: dict[str, int] = {}  # noqa: RUF012
+    objects: dict[str, bytes] = {}  # noqa: RUF012
+    source = Path()  # what lies at s3://source
     buffer = bytearray(1 << 20)
 
     def log_message(self, *_: object) -> None:
@@ -61,27 +81,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _drop(self) -> int:
-        size = left = int(self.headers.get("Content-Length", 0))
+    def _drop(self) -> bytes:
+        """Read the body; returns that of a claim or a document, and nothing of a part."""
+        left = int(self.headers.get("Content-Length", 0))
         if self.headers.get("Expect"):
             self.send_response_only(100)
             self.end_headers()
+        if left <= _SMALL:
+            return self.rfile.read(left)
         while left:
             left -= self.rfile.readinto(memoryview(self.buffer)[: min(left, len(self.buffer))])
-        return size
+        return b""
 
     def handle_expect_100(self) -> bool:
         return True
 
     def do_PUT(self) -> None:
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
-        size = self._drop()
+        body = self._drop()
         if "partNumber" in query:
             return self._answer(200, ETag=f'"{uuid.uuid4().hex}"')
         if path in self.objects and self.headers.get("If-None-Match"):
             return self._answer(412, "<Error><Code>PreconditionFailed</Code></Error>")
-        self.objects[path] = size
-        return self._answer(200, ETag='"x"')
+        self.objects[path] = body
+        return self._answer(200, ETag=_TAG)
 
     def do_POST(self) -> None:
         self._drop()
@@ -95,17 +118,51 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(204)
 
     def do_GET(self) -> None:
-        query = urlsplit(self.path).query
+        path, query = urlsplit(self.path).path, urlsplit(self.path).query
+        if path.startswith("/source"):
+            return self._listed() if "list-type" in query else self._sent(path.removeprefix("/source/"))
         if "list-type" in query:
             return self._answer(200, "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
         if "uploadId" in query:
             return self._answer(200, "<ListPartsResult><IsTruncated>false</IsTruncated></ListPartsResult>")
+        if path in self.objects:
+            return self._answer(200, self.objects[path].decode(), ETag=_TAG)
         return self._answer(404, "<Error><Code>NoSuchKey</Code></Error>")
 
     do_HEAD = do_GET
 
+    def _listed(self) -> None:
+        found = "".join(
+            f"<Contents><Key>{one.name}</Key><Size>{one.stat().st_size}</Size><ETag>{_TAG}</ETag><LastModified>{_DAY}</LastModified></Contents>"
+            for one in sorted(self.source.iterdir())
+        )
+        self._answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>")
 
-def serve(port: multiprocessing.Queue[int]) -> None:
+    def _sent(self, name: str) -> None:
+        file = self.source / name
+        if not file.is_file():
+            return self._answer(404, "<Error><Code>NoSuchKey</Code></Error>")
+        size = file.stat().st_size
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = (int(asked[1]), min(int(asked[2]), size - 1)) if asked else (0, size - 1)
+        self.send_response(206 if asked else 200)
+        said = {"ETag": _TAG, "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT", "Content-Length": str(last + 1 - first)}
+        for header, value in (said | ({"Content-Range": f"bytes {first}-{last}/{size}"} if asked else {})).items():
+            self.send_header(header, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.flush()
+            with file.open("rb") as opened:
+                while first <= last:
+                    first += os.sendfile(self.connection.fileno(), opened.fileno(), first, last + 1 - first)
+        return None
+
+
+_TAG, _DAY = '"tag"', "2024-01-01T00:00:00.000Z"
+
+
+def serve(port: multiprocessing.Queue[int], source: Path) -> None:
+    Handler.source = source
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     port.put(server.server_port)
     server.serve_forever()
@@ -114,7 +171,7 @@ def serve(port: multiprocessing.Queue[int]) -> None:
 def costs(size: float, rounds: int, work: Path) -> None:
     """Print the table of CPU seconds."""
     ports: multiprocessing.Queue[int] = multiprocessing.Queue()
-    server = multiprocessing.Process(target=serve, args=(ports,), daemon=True)
+    server = multiprocessing.Process(target=serve, args=(ports, work / "hf"), daemon=True)
     server.start()
     environment = {
         **os.environ,
@@ -131,6 +188,10 @@ def costs(size: float, rounds: int, work: Path) -> None:
     for number in range(rounds):
         rows.setdefault("boto3 alone", []).append(
             measure([sys.executable, "-c", FLOOR, str(total), str(PART)], environment)
+        )
+        rows.setdefault("obstore alone", []).append(measure([sys.executable, "-c", READ_FLOOR, str(READ)], environment))
+        rows.setdefault("from s3://, to nanotron on the disk", []).append(
+            measure([*ckpt[:-1], "s3://source", str(work / "out-read"), *TARGETS["nanotron"], "--no-sync"], environment)
         )
         for name, words in TARGETS.items():
             out = work / f"out-{name}"

@@ -15,10 +15,12 @@ for (const code of document.querySelectorAll(".md-typeset td:last-child code")) 
   code.innerHTML = code.innerHTML.replace(/(?<=[_/:.=])(?=\w)/g, "<wbr>");
 }
 
-// On a narrow screen a row of a few columns is set as a paragraph for each: every cell knows the title of its column.
-for (const table of document.querySelectorAll(".md-typeset table:not([class])")) {
-  const titles = [...(table.tHead?.rows[0]?.cells ?? [])].map((cell) => cell.textContent.trim());
-  if (titles.length < 3 || titles.length > 4 || table.closest(".matrix")) continue;
+// On a narrow screen the rows of a table that does not fit are set as paragraphs: every cell knows the title of its column.
+const titlesOf = (table) => [...(table.tHead?.rows[0]?.cells ?? [])].map((cell) => cell.textContent.trim());
+const tables = matchMedia("(max-width: 44.9em)").matches ? [...document.querySelectorAll(".md-typeset table:not([class])")] : [];
+const wide = tables.filter((table) => table.scrollWidth > table.clientWidth && titlesOf(table).length <= 5 && !table.closest(".matrix"));
+for (const table of wide) {
+  const titles = titlesOf(table);
   table.dataset.stacked = "";
   for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, at) => { cell.dataset.title = titles[at]; });
 }

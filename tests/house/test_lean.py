@@ -122,6 +122,18 @@ def test_a_frozen_dataclass_of_either_kind_may_inherit() -> None:
             below(1).first = 2
 
 
+def test_a_class_below_that_is_none_may_have_more() -> None:
+    for kind in (lean, dataclasses.dataclass):
+        above = classes(kind)[0]
+        below = type("Below", (above,), {})(1)
+        below.more = 7
+        assert below.more == 7 and below == type(below)(1)
+        del below.more
+        for refused in (lambda one=below: setattr(one, "first", 2), lambda one=below: delattr(one, "first")):
+            with pytest.raises(FrozenInstanceError):
+                refused()
+
+
 @lean(frozen=True, slots=True)
 class Kept:
     """What pickles name is found in its module."""

@@ -102,6 +102,17 @@ while ray.cluster_resources().get("CPU", 0) < int(sys.argv[2]):
 """
 
 
+def _agents() -> list[object]:
+    """Ports of a node's agents. Of those that choose one themselves Ray wants to hear within half a minute, and else a node dies."""
+    names = (
+        "dashboard-agent-grpc-port",
+        "dashboard-agent-listen-port",
+        "runtime-env-agent-port",
+        "metrics-export-port",
+    )
+    return [part for name in names for part in (f"--{name}", free_port())]
+
+
 SOCKETS = Path("/tmp/ray/session_latest/sockets")
 
 
@@ -117,7 +128,7 @@ def ray(work: Path, workers: Sequence[Worker]) -> Iterator[Running]:
         port = free_port()
         address = f"127.0.0.1:{port}"
         with Processes() as processes:
-            first = ("--head", "--port", port, "--num-cpus", 0, "--include-dashboard", "false")
+            first = ("--head", "--port", port, "--num-cpus", 0, "--include-dashboard", "false", *_agents())
             SOCKETS.parent.unlink(missing_ok=True)  # of an earlier session
             head = processes.start(work / "head.log", Worker(calm), *start, *small, *first)
             numbers = itertools.count()
@@ -132,7 +143,7 @@ def ray(work: Path, workers: Sequence[Worker]) -> Iterator[Running]:
                 number = next(numbers)
                 _until(lambda: len(list(SOCKETS.glob("raylet*"))) > number)
                 environment = {**calm, **worker.environment}
-                node = (*start, *small, "--address", address, "--num-cpus", 1)
+                node = (*start, *small, "--address", address, "--num-cpus", 1, *_agents())
                 return processes.start(work / f"worker{number}.log", Worker(environment, worker.prefix), *node)
 
             there = [started(worker) for worker in workers]

@@ -367,6 +367,42 @@ def test_a_run_that_lives_keeps_the_same_one_of_another_machine_away(
     assert_clean(bucket, tmp_path / "b")
 
 
+def test_a_run_that_begins_when_the_same_one_ends_leaves_no_uploads(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path
+) -> None:
+    beside(bucket, "begin", 1, lambda: convert(model, ADDRESS, to="hf", spool=tmp_path / "b"))
+    convert(model, ADDRESS, to="hf")
+    assert ckpt("verify", model, ADDRESS)[0] == 0
+    assert_clean(bucket, spool)
+    assert_clean(bucket, tmp_path / "b")
+
+
+def test_a_run_that_drops_its_uploads_lives_until_they_are_gone(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropping many takes longer than the silence of a dead one: another run must not go on with what is being dropped."""
+    monkeypatch.setattr(claim, "BEAT", 0.02)
+    source = shutil.copytree(model, tmp_path / "source")
+    seen: list[bytes] = []
+
+    def slow(name: str, number: int, after: bool) -> None:
+        if name == "send":
+            os.utime(source / "model.safetensors", (1e9, 1e9))
+        if name == "abort" and not after:
+            seen.append(bucket.objects[CLAIM].data)
+            until = time.monotonic() + 10
+            while bucket.objects[CLAIM].data == seen[-1] and time.monotonic() < until:
+                time.sleep(0.01)
+            seen.append(bucket.objects[CLAIM].data)
+
+    bucket.fault = slow
+    with pytest.raises(FormatError, match="changed while it was being read"):
+        convert(source, ADDRESS, to="hf")
+    assert seen and len(set(seen)) > len(seen) // 2
+    assert not bucket.objects
+    assert_clean(bucket, spool)
+
+
 def test_a_run_that_was_taken_over_ends_and_drops_nothing(
     model: Path, bucket: Bucket, spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,6 +519,22 @@ def test_a_store_that_hiccups_is_asked_again_and_one_that_refuses_loses_nothing(
     convert(model, ADDRESS, to="hf")
     total = sum(1 for _ in Parts(plan_of(model).target.files, 1).all())
     assert bucket.calls.count("send") == total - 9
+
+
+def test_where_one_upload_is_refused_those_of_the_others_are_dropped(model: Path, bucket: Bucket, spool: Path) -> None:
+    def refuses(name: str, number: int, after: bool) -> None:
+        if name == "begin" and number == 3 and not after:
+            raise StoreError("the store does not let you do this")
+        if name == "begin":
+            time.sleep(0.01)  # others are on their way when it is refused
+
+    bucket.fault = refuses
+    with pytest.raises(StoreError, match="does not let you"):
+        convert(model, ADDRESS, to="nanotron", tp=2)
+    assert not bucket.uploads and not bucket.objects
+    revive(bucket)
+    convert(model, ADDRESS, to="nanotron", tp=2)
+    assert_clean(bucket, spool)
 
 
 def test_a_store_that_gives_a_name_twice_is_refused(model: Path, bucket: Bucket) -> None:

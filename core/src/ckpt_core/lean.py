@@ -36,7 +36,7 @@ else:
 __all__ = ["dataclass"]
 
 
-def _methods(made: type, fields: Sequence[dataclasses.Field[Any]]) -> dict[str, Callable[..., Any]]:
+def _methods(made: Any, fields: Sequence[dataclasses.Field[Any]]) -> dict[str, Callable[..., Any]]:
     """The methods of a frozen dataclass with these fields."""
     named = [field.name for field in fields if field.repr]
     shown, words = _values(named), ", ".join(f"{name}=%r" for name in named)
@@ -53,13 +53,25 @@ def _methods(made: type, fields: Sequence[dataclasses.Field[Any]]) -> dict[str, 
     def __hash__(self: object) -> int:
         return hash(hashed(self))
 
+    names = {field.name for field in fields}
+
+    def __setattr__(self: object, name: str, value: object) -> None:
+        if type(self) is made or name in names:
+            raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+        super(made, self).__setattr__(name, value)  # a class that inherits, and is none, may have more
+
+    def __delattr__(self: object, name: str) -> None:
+        if type(self) is made or name in names:
+            raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+        super(made, self).__delattr__(name)
+
     return {
         "__init__": _init(made, fields),
         "__repr__": __repr__,
         "__eq__": __eq__,
         "__hash__": __hash__,
-        "__setattr__": _refuse_to_set,
-        "__delattr__": _refuse_to_delete,
+        "__setattr__": __setattr__,
+        "__delattr__": __delattr__,
     }
 
 
@@ -98,14 +110,6 @@ def _init(made: type, fields: Sequence[dataclasses.Field[Any]]) -> Callable[...,
     init: Callable[..., None] = known.pop("__init__")
     init.__qualname__ = f"{made.__qualname__}.__init__"  # which errors about arguments name
     return init
-
-
-def _refuse_to_set(self: object, name: str, value: object) -> None:
-    raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
-
-
-def _refuse_to_delete(self: object, name: str) -> None:
-    raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
 
 
 def _state(self: Any) -> list[object]:

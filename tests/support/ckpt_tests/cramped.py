@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ckpt_core import convert
+from ckpt_core import CkptError, convert
 from ckpt_core.engine import threads
 
 MOVED: list[str] = []
@@ -54,8 +54,10 @@ def attempt(destination: Path, conversion: Callable[[], object]) -> dict[str, ob
     error: dict[str, object] = {}
     try:
         conversion()
-    except OSError as failure:
-        error = {"errno": failure.errno, "file": failure.filename, "text": str(failure)}
+    except (OSError, CkptError) as failure:
+        system = failure if isinstance(failure, OSError) else failure.__cause__
+        assert isinstance(system, OSError), failure
+        error = {"errno": system.errno, "file": system.filename, "text": str(failure)}
     staging = destination.with_name(f"{destination.name}.ckpt-partial")
     return {
         "error": error, "moved": len(MOVED), "output": contents(destination) if destination.exists() else None, "staging": staging.exists()

@@ -58,7 +58,7 @@ _QUIET = 30.0
 _LONG_AGO = 3600.0
 """Seconds after which nobody still writes a checkpoint, whatever the clocks of this machine and of its file server are."""
 
-_DECIDING: Mapping[str, Any] = {"tp": None, "pp": None, "ep": None, "dtype": "keep", "weights": "auto", "options": {}}
+_DECIDING: dict[str, object] = {"tp": None, "pp": None, "ep": None, "dtype": "keep", "weights": "auto", "options": {}}
 """What decides the bytes of an output, as its receipt records it, and what stands there where nothing was asked for."""
 
 

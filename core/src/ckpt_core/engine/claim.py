@@ -23,7 +23,7 @@ from typing import Any
 
 from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError
 from ckpt_core.storage.bytes.names import UNFINISHED
-from ckpt_core.storage.bytes.remote.ranges import again
+from ckpt_core.storage.bytes.remote.ranges import ATTEMPTS, again
 from ckpt_core.storage.bytes.remote.writing import Taken, WritableStore
 from ckpt_core.storage.documents import parse_json
 
@@ -31,7 +31,7 @@ BEAT = 10.0
 """Seconds between two times that the holder writes the claim anew."""
 SILENCE = 6 * BEAT
 """Seconds without one after which a holder counts as dead."""
-_ATTEMPTS = 3  # while nothing is done yet
+_ATTEMPTS = 3  # of the first look: a wrong name of a server is said soon
 _PATIENCE = 5.0  # for the thread that writes it, if the store hangs
 _LOOKS = 12  # at a claim that may be dead
 
@@ -66,7 +66,7 @@ class Claim:
         """What the claim says; None if there is none. `CkptError` for what is none."""
         return self._look(_ATTEMPTS)[0]
 
-    def _look(self, attempts: int) -> tuple[dict[str, Any] | None, str]:
+    def _look(self, attempts: int = ATTEMPTS) -> tuple[dict[str, Any] | None, str]:
         found = again(self.address, lambda: self._store.read(self.address), attempts)
         if found is None:
             return None, ""
@@ -91,14 +91,14 @@ class Claim:
         try:
             self._put(data)
         except Taken:
-            there = again(self.address, lambda: self._store.read(self.address), _ATTEMPTS)
+            there = again(self.address, lambda: self._store.read(self.address))
             if there is None or there.data != data:  # it is ours if an answer was lost, and we asked once more
                 raise BeingWritten(
                     "another conversion is writing to this destination", file=self.address, fix="wait for it"
                 ) from None
         with contextlib.suppress(Taken):
             self._put(data)
-            again(self.address, lambda: self._store.remove(self.address), _ATTEMPTS)
+            again(self.address, lambda: self._store.remove(self.address))
             raise StoreError(
                 "the store does not keep what is there from being replaced",
                 file=self.address,
@@ -118,7 +118,7 @@ class Claim:
         )
         for _ in range(_LOOKS):
             time.sleep(SILENCE / _LOOKS)
-            there, version = self._look(_ATTEMPTS)
+            there, version = self._look()
             if there is None:
                 raise BeingWritten(
                     "the same conversion was ended by another run just now",
@@ -143,7 +143,7 @@ class Claim:
         return {"holder": self._holder(), "host": socket.gethostname(), "process": os.getpid(), "since": now}
 
     def _put(self, data: bytes, over: str | None = None) -> None:
-        again(self.address, lambda: self._store.put(self.address, data, self.plan, over), _ATTEMPTS)
+        again(self.address, lambda: self._store.put(self.address, data, self.plan, over))
 
     def _hold(self, said: dict[str, Any]) -> None:
         self._said = said
@@ -173,7 +173,7 @@ class Claim:
             said = {**self._said, "beat": os.urandom(8).hex()}  # the tag of the object changes with it
             if uploads is not None:
                 said["uploads"] = dict(uploads)
-            there, version = self._look(_ATTEMPTS)
+            there, version = self._look()
             if there is not None and there.get("holder") == said["holder"] and self._replaced(said, version):
                 self._said = said
             elif not self._over.is_set():
@@ -184,7 +184,7 @@ class Claim:
         try:
             self._put(json.dumps(said).encode(), version)
         except Taken:
-            return self._look(_ATTEMPTS)[0] == said  # it is ours if an answer was lost, and we asked once more
+            return self._look()[0] == said  # it is ours if an answer was lost, and we asked once more
         return True
 
     def _lose(self, there: Mapping[str, Any] | None) -> None:
@@ -199,7 +199,7 @@ class Claim:
 
     def still_mine(self) -> bool:
         """Whether the claim that is there is ours, before what depends on it is dropped."""
-        there = self._look(_ATTEMPTS)[0] if self.mine else None
+        there = self._look()[0] if self.mine else None
         return there is not None and there.get("holder") == self._said["holder"]
 
     def release(self) -> None:

@@ -15,7 +15,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
 from ckpt_core.engine.claim import Claim, Tell, who
@@ -29,7 +29,6 @@ from ckpt_core.storage.bytes.space import drop_space
 SENDERS = 8
 QUEUE = 2 * SENDERS
 """How many parts may be on their way, or wait for it."""
-_ATTEMPTS = 3  # while nothing is done yet
 
 
 class Uploads:
@@ -95,10 +94,15 @@ class Uploads:
         def begin(path: str) -> None:
             self._names[path] = self._begin(path)
 
+        beginning = [self._pool.submit(begin, path) for path in self._files]
         try:
-            list(self._pool.map(begin, self._files))
+            for one in beginning:
+                one.result()
             self._claim.make({"uploads": self._names, "parts": self._shapes})
         except CkptError:
+            for one in beginning:
+                one.cancel()
+            wait(beginning)
             for upload in self._names.items():
                 with contextlib.suppress(CkptError):
                     self._abort(upload)
@@ -111,7 +115,7 @@ class Uploads:
 
     def _begin(self, path: str) -> str:
         address = self._address_of(path)
-        return again(address, lambda: self._store.begin(address, self._plan), _ATTEMPTS)
+        return again(address, lambda: self._store.begin(address, self._plan))
 
     def _list(self) -> None:
         """Ask which parts are there. An upload that is gone was completed, by a run that was killed then, or is begun anew."""
@@ -241,6 +245,8 @@ class Uploads:
             again(address, lambda: self._store.complete(address, name, tags))
         except (Taken, Gone):
             self._check_mine(address, self._files[path])
+            with contextlib.suppress(StoreError):
+                self._abort((path, name))  # if another run ended while this one began its uploads, they are nobody's
         self._complete.add(path)
 
     def put(self, names: Iterable[str]) -> None:
@@ -276,12 +282,11 @@ class Uploads:
 
     def abort(self) -> None:
         """Drop every upload, and what of the output is there, and then the claim. Nothing, if the claim is another run's."""
-        self.close()
-        if not self._claim.still_mine():
-            return
-        with ThreadPoolExecutor(SENDERS, "abort") as pool:
-            list(pool.map(self._abort, self._names.items()))
-            list(pool.map(self._remove, map(self._address_of, self._complete)))
+        self._end()
+        if self._claim.still_mine():  # and it stays so while this lasts: it is written anew until the end
+            with ThreadPoolExecutor(SENDERS, "abort") as pool:
+                list(pool.map(self._abort, self._names.items()))
+                list(pool.map(self._remove, map(self._address_of, self._complete)))
         self._claim.release()
 
     def _abort(self, upload: tuple[str, str]) -> None:
@@ -290,5 +295,8 @@ class Uploads:
 
     def close(self) -> None:
         """Send nothing more; what is on its way may arrive."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._end()
         self._claim.rest()
+
+    def _end(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
