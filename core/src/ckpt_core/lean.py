@@ -1,8 +1,8 @@
 """`dataclass` as in the standard library, and five times as quick to define: a command defines two hundred before it does anything.
 
 The standard library writes up to six methods of each class as text and compiles them when the class is defined: 0.4 ms of a frozen one on
-Python 3.11. Here `__init__` alone is compiled; what shows, compares, hashes and refuses is made of the names of the fields. Fields,
-`replace`, patterns and pickles are the standard library's, a subclass may use either, and a type checker sees no difference.
+Python 3.11. Here only `__init__` is compiled; the other methods are closures over the names of the fields. Fields,
+`replace`, patterns and pickles work as in the standard library. A subclass may use either decorator, and a type checker sees no difference.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(cls=None, /, *, frozen=False, slots=False, kw_only=False, **others):
-        """The class with the methods of a dataclass. What is not frozen, inherits fields or asks for more is left to the standard library."""
+        """The class with the methods of a dataclass. A class that is not frozen, inherits fields or has other arguments goes to the standard library."""
         if cls is None:
             return lambda cls: dataclass(cls, frozen=frozen, slots=slots, kw_only=kw_only, **others)
         if not frozen or others or any(map(dataclasses.is_dataclass, cls.__bases__)):
             return dataclasses.dataclass(frozen=frozen, slots=slots, kw_only=kw_only, **others)(cls)
         own = {name for name, value in vars(cls).items() if value is not None}  # `__hash__` is None beside an `__eq__`
         made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
-        made.__dataclass_params__.frozen = True  # so that a frozen one of the standard library may inherit from it
+        made.__dataclass_params__.frozen = (
+            True  # so that a frozen dataclass of the standard library may inherit from it
+        )
         methods = _methods(made, dataclasses.fields(made)) | (_PICKLED if slots else {})
         for name, method in methods.items():
             if name not in own:
@@ -58,7 +60,7 @@ def _methods(made: Any, fields: Sequence[dataclasses.Field[Any]]) -> dict[str, C
     def __setattr__(self: object, name: str, value: object) -> None:
         if type(self) is made or name in names:
             raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
-        super(made, self).__setattr__(name, value)  # a class that inherits, and is none, may have more
+        super(made, self).__setattr__(name, value)  # a subclass that is no dataclass may have more attributes
 
     def __delattr__(self: object, name: str) -> None:
         if type(self) is made or name in names:
@@ -76,14 +78,14 @@ def _methods(made: Any, fields: Sequence[dataclasses.Field[Any]]) -> dict[str, C
 
 
 def _values(names: Sequence[str]) -> Callable[[object], tuple[Any, ...]]:
-    """What gives the fields of these names as a tuple; `attrgetter` does so for two names or more."""
+    """A function that gives the fields of these names as a tuple. `attrgetter` does so only for two names or more."""
     if len(names) > 1:
         return attrgetter(*names)
     return lambda self: tuple(getattr(self, name) for name in names)
 
 
 def _init(made: type, fields: Sequence[dataclasses.Field[Any]]) -> Callable[..., None]:
-    """`__init__`, which sets the fields of a frozen object: the one method that has to be compiled, for its arguments."""
+    """`__init__`, which sets the fields of a frozen object. It has to be compiled, because its arguments differ for each class."""
     known: dict[str, Any] = {"_set": object.__setattr__, "_not_given": object()}
     positional: list[str] = []
     by_name: list[str] = []
@@ -108,7 +110,7 @@ def _init(made: type, fields: Sequence[dataclasses.Field[Any]]) -> Callable[...,
     arguments = ", ".join(["self", *positional, *(["*", *by_name] if by_name else [])])
     exec(f"def __init__({arguments}):\n {'; '.join(lines) or 'pass'}", known)
     init: Callable[..., None] = known.pop("__init__")
-    init.__qualname__ = f"{made.__qualname__}.__init__"  # which errors about arguments name
+    init.__qualname__ = f"{made.__qualname__}.__init__"  # errors about arguments name it
     return init
 
 
@@ -121,4 +123,7 @@ def _set_state(self: Any, state: list[object]) -> None:
         object.__setattr__(self, field.name, value)
 
 
-_PICKLED = {"__getstate__": _state, "__setstate__": _set_state}  # slots have no dict to be kept
+_PICKLED = {
+    "__getstate__": _state,
+    "__setstate__": _set_state,
+}  # an object with slots has no `__dict__` that a pickle could keep

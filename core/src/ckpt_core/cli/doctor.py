@@ -184,7 +184,7 @@ def _temporary() -> str | None:
 
 def _memory() -> tuple[int | None, int | None]:
     """All memory of this machine, and what is available, in bytes."""
-    from ckpt_core.storage.bytes.pagecache import memory
+    from ckpt_core.storage.bytes.memory import memory
 
     return memory()
 

@@ -1,7 +1,7 @@
 """`ckpt follow`: converts each checkpoint of a running training once, as soon as it is whole.
 
-What is done is written nowhere but in the receipts of the outputs, so it may be stopped and started at any time, and several may follow one run. A checkpoint that is still
-being written is not opened: it is left until nothing in it has changed for a while, until the run's own pointer to its
+The receipts of the outputs are the only state, so the command may be stopped and started at any time, and several commands may follow one run.
+A checkpoint that is still being written is not opened. It waits until nothing in it has changed for a while, until the run's pointer to its
 newest checkpoint has reached it, and until no mark of unfinished work lies in it.
 """
 
@@ -53,7 +53,7 @@ _PASSING = (
     "store-error",
     "worker-error",
     "errors-of-the-system",
-)  # errors that say nothing of the checkpoint: it is tried again
+)  # errors that are not the checkpoint's: the conversion is tried again
 _QUIET = 30.0
 _LONG_AGO = 3600.0
 """Seconds after which nobody still writes a checkpoint, whatever the clocks of this machine and of its file server are."""
@@ -70,14 +70,14 @@ class State:
 
     @classmethod
     def of(cls, paths: Sequence[str]) -> State:
-        """`FileNotFoundError` if something goes away meanwhile: a run removes its old checkpoints."""
+        """Raises `FileNotFoundError` if a file is removed meanwhile: a run removes its old checkpoints."""
         places = [place for path in paths for place in _files_in(path)]
         found = ((place, os.stat(place)) for place in sorted(places))
         return cls(tuple((place, status.st_size, status.st_mtime_ns) for place, status in found))
 
     @property
     def newest(self) -> float:
-        """When the last of them changed, in seconds of the file system's clock."""
+        """The latest change of a file, in seconds of the file system's clock."""
         return max((when for _, _, when in self.files), default=0) / 1e9
 
     @property
@@ -177,15 +177,15 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
                     emit_json(step, "step", line=True)
                 elif step["state"] != "done before":
                     show(step)
-        except OSError as error:  # the disk of the run is away for a while, or the run has been moved
+        except OSError as error:  # the disk of the run is not there for now, or the run was moved
             say(f"{run} can't be looked at: {error.strerror}; it is tried again in {every:g} s", err=True)
         time.sleep(every)
 
 
 class Follower:
-    """Looks at a run again and again. What was said of a checkpoint is not said twice.
+    """Looks at a run again and again. It says nothing twice about a checkpoint.
 
-    A `patient` one looks more than once, and believes its own clock: a checkpoint must not have changed while it looked.
+    A `patient` follower looks more than once, and uses its own clock: a checkpoint must not change between its looks.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class Follower:
                 yield step
 
     def _looked_at(self, name: str) -> dict[str, Any] | None:
-        """What became of one checkpoint; None where nothing did, since it has just been removed or still is as it failed."""
+        """What became of one checkpoint. None if it has just been removed, or has not changed since it failed."""
         places = places_of(self._run, name)
         source, destination = places[0], os.path.join(self._dst, output_name(name, self._asked))
         step: dict[str, Any] = {"step": name, "state": "done before", "source": source, "destination": destination}
@@ -263,7 +263,7 @@ class Follower:
         return step
 
     def _receipt_of(self, destination: str) -> Receipt | None:
-        """The receipt of an output that is there. `CkptError` if it is that of another format: the folder is another follower's."""
+        """The receipt of an existing output. `CkptError` if its format is another one: then the folder belongs to another follower."""
         from ckpt_core.receipt import read_receipt
         from ckpt_core.receipt.places import receipt_path
         from ckpt_core.storage.bytes.remote import found
@@ -283,7 +283,7 @@ class Follower:
         return receipt
 
     def _asked_otherwise(self, receipt: Receipt) -> CkptError | None:
-        """The error about an output that is not what this command asks for: to call it done would leave that undone in silence."""
+        """The error about an output with other options than this command asks for. Without it the command would take that output for its own."""
         was = receipt.body.get("options")
         was = was if isinstance(was, Mapping) else {}
         now = {**_DECIDING, **self._asked}
@@ -298,7 +298,7 @@ class Follower:
         )
 
     def _not_yet(self, name: str, state: State, unchanged: float) -> str | None:
-        """Why a checkpoint is not opened yet, which has been `unchanged` for so many seconds of our own clock."""
+        """Why a checkpoint is not opened yet. It has not changed for `unchanged` seconds of our own clock."""
         if not state.files:
             return "it is empty"
         for mark in (
@@ -315,7 +315,7 @@ class Follower:
             return f"{pointer[0]} names {pointer[1]}"
         age = time.time() - state.newest
         if self._patient and age < 0 and unchanged >= self._quiet:
-            return None  # the file server's clock is ahead of ours, and ours has waited
+            return None  # the clock of the file server is ahead, and we have waited by our own
         if age < 0 and self._quiet:
             return f"its files are {-age:.0f} s younger than now: the clock of their disk is ahead"
         if max(0.0, age) < self._quiet:
@@ -353,7 +353,7 @@ class Follower:
 
 
 def _formats_of(run: str) -> str:
-    """The formats that recognise the folder itself: somebody gave the checkpoint in place of the run."""
+    """The formats that recognise RUN itself, for the case that it is a checkpoint and not a folder of checkpoints."""
     from ckpt_core.plugins.discovery import detect
 
     try:
@@ -363,7 +363,7 @@ def _formats_of(run: str) -> str:
 
 
 def _failed(problem: CkptError | OSError, destination: str = "") -> dict[str, Any]:
-    """What is said of a checkpoint that is not converted. A problem of the disk, or of the `destination`, is none of the checkpoint."""
+    """The parts of a step that failed. An error of the disk or of the `destination` is not an error of the checkpoint."""
     if isinstance(problem, OSError):
         text = problem.strerror or str(problem)
         problem, passing = CkptError(text, file=problem.filename, fix="it is tried again: what is done is kept"), True
@@ -374,7 +374,7 @@ def _failed(problem: CkptError | OSError, destination: str = "") -> dict[str, An
 
 
 def _changed(file: tuple[str, tuple[int, int]]) -> str | None:
-    """The path of a file that is there and is not as it was read: its size and its time of change."""
+    """The path of a source file whose size or time of change differs from the receipt; None if there is none."""
     path, was = file
     try:
         status = os.stat(path)
@@ -384,7 +384,7 @@ def _changed(file: tuple[str, tuple[int, int]]) -> str | None:
 
 
 def _mark(run: str, name: str) -> tuple[int, int]:
-    """What tells a checkpoint from one that is saved in its place, for the price of one look: a folder's number and time of change."""
+    """A cheap mark that differs if another checkpoint was saved in the same place: the folder's inode number and time of change."""
     whole = os.path.join(run, name)
     try:
         status = os.stat(whole if os.path.lexists(whole) else places_of(run, name)[0])
@@ -439,7 +439,7 @@ def newest_whole(run: str) -> tuple[str, int] | None:
 
 
 def output_name(name: str, asked: Mapping[str, Any]) -> str:
-    """What the output of a checkpoint is called: as the checkpoint, with the ending of the target where that is one file."""
+    """The name of a checkpoint's output: that of the checkpoint, with the ending of the target format if that is one file."""
     from ckpt_core.plugins.discovery import require
 
     stem, ending = os.path.splitext(name)
@@ -448,7 +448,7 @@ def output_name(name: str, asked: Mapping[str, Any]) -> str:
 
 
 def show(step: Mapping[str, Any]) -> None:
-    """A line of what became of a checkpoint."""
+    """The line about a checkpoint."""
     if step["state"] == "converted":
         pace = f"{size_text(step['bytes_written'])} in {duration_text(step['seconds'])}"
         rest = f"-> {step['destination']}  {pace}  {step['fingerprint'][:15]}"

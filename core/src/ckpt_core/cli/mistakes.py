@@ -1,4 +1,4 @@
-"""What is wrong with the words of a command line, as an error of ours: what it is, what there is instead, and what was meant."""
+"""Errors in the words of a command line, as a `UsageError`: what is wrong, which values there are, and which one was probably meant."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def named(parameter: click.Parameter | None) -> str:
 
 
 def no_such_value(parameter: click.Parameter | None, value: str, known: Iterable[str]) -> UsageError:
-    """The error about a value that is none of those that a parameter has."""
+    """The error for a value that a parameter does not have."""
     known = list(known)
     meant = did_you_mean(value.lower(), known)
     return UsageError(f"{named(parameter)} has no value {value!r}", expected=" | ".join(known), fix=meant)
 
 
 class OneOf(click.Choice):
-    """One of a few words; another one is answered with the nearest of them."""
+    """One of a few words. The error for another word names the nearest one."""
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value not in self.choices:
@@ -49,7 +49,7 @@ class OneOf(click.Choice):
 
 
 def as_ours(error: click.ClickException) -> UsageError:
-    """What click found, in the parts that all errors have."""
+    """An error of click, as a `UsageError` with the parts that all errors have."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is None:
         return UsageError(_sentence(error.format_message()))

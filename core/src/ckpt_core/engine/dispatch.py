@@ -1,9 +1,9 @@
-"""Handing transfers to the workers of an executor, and again where nothing good comes back.
+"""Hands transfers to the workers of an executor, and hands them over again if a worker fails.
 
-What workers do wrong is a `WorkerError`, and none of the run's: what one fails to do is handed over to another, and so is what
-takes one too long. Of a cluster, which names its workers, the one that failed is left out from then on. One that runs other code
-or sees other files is too, where it is one of many; else the cluster is not what the user thinks it is, and he is told. After
-such a failure of the run what is at hand is done all the same, by the others, and counts.
+The failure of a worker is a `WorkerError`, and does not end the run: another worker gets the transfer. So it does when a worker takes
+too long. A cluster names its workers, so a worker that failed gets nothing more. The same holds for a worker that runs other code
+or sees other files, if it is one of many. If there are more of them, the cluster is not what the user thinks it is, and the run ends with an error.
+The other workers still finish the transfers that they have, and these count.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from ckpt_core.errors import CkptError, Lines, WorkerError
 from ckpt_core.tensors.source import SourceFiles
 
 _FIRST = 30.0  # seconds for the first results: on a cluster processes are started, and import
-_PATIENCE = 10.0  # seconds that a transfer may take whatever the others took
-_TIMES = 5  # and this many times the median
-_LAST = 101  # results of which that is
-_SILENCE = 60.0  # seconds without a result, of which something is said
+_PATIENCE = 10.0  # seconds that each transfer may take
+_TIMES = 5  # and so many times the median
+_LAST = 101  # the median is that of so many results
+_SILENCE = 60.0  # seconds without a result, after which a line says so
 _TWINS = 2
-_AHEAD = 2  # transfers for each of those that may be carried out at a time, so that nobody waits for the next
-_MUSTER = 5.0  # seconds between two looks at who is there
+_AHEAD = 2  # transfers handed over for each that is carried out at a time, so that no worker waits for the next
+_MUSTER = 5.0  # seconds between two looks at the list of workers
 _TRIES = 3
-_SPARED = 10  # of so many workers one may be no part of the cluster
-_SMALL = 16 << 20  # of less, the bytes are not what takes the time
+_SPARED = 10  # one of so many workers may see other files or run other code
+_SMALL = 16 << 20  # bytes; the time of a smaller transfer does not depend on its size
 
 
 @dataclass(eq=False)
 class _Awaited:
-    """A transfer that was handed over and is not done. Each copy has a mark, by which the staging folder tells who began it."""
+    """A transfer that was handed over and is not done. Each copy has a mark; a file of that name in the staging folder says which worker began it."""
 
     transfer: Transfer
     copies: dict[Future, str] = field(default_factory=dict)
@@ -59,17 +59,17 @@ class _Awaited:
 
 @dataclass(eq=False)
 class _Crew:
-    """How many transfers are carried out at a time, by all workers and by one process; `met` are the workers of a cluster that are known."""
+    """How many transfers are carried out at a time, by all workers (`size`) and by one process (`threads`). `met` are the known workers of a cluster."""
 
     size: int
-    threads: int  # of a process, by which the memory of each transfer was planned
+    threads: int  # of one process, when the memory of a transfer was planned
     grows: bool
-    now: int = 1  # the threads that a process has
+    now: int = 1  # the threads of a process now
     met: set[str] = field(default_factory=set)
-    until: float = 0.0  # when to look who is there again
+    until: float = 0.0  # the time of the next look at the list of workers
 
     def fitted(self, transfer: Transfer) -> Transfer:
-        """A transfer that takes no more than its part of the memory of a process that joined later and has more threads."""
+        """The transfer, with smaller chunks if a process that joined later has more threads, which share its memory."""
         if self.now <= self.threads:
             return transfer
         return replace(transfer, chunk=max(1, transfer.chunk * self.threads // self.now))
@@ -78,7 +78,7 @@ class _Crew:
 class Workers:
     """The workers behind an executor, for one run.
 
-    `source` is what this machine sees of the input, and `tell` is given a sentence for whoever waits.
+    `source` has the input files as this machine sees them. `tell` gets a sentence for the user who waits.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Workers:
         self._cluster = executor if isinstance(executor, Cluster) else None
         self._run = pickle.dumps(run)
         self._staging = os.path.dirname(run.out)
-        self._asked: dict[Future, str] = {}  # who was asked to look whether all is there
+        self._asked: dict[Future, str] = {}  # the workers that were asked to check their view
         self._awaited: list[_Awaited] = []
         self._paces: deque[float] = deque(maxlen=_LAST)  # seconds for a byte
         self._pace = 0.0  # their median
@@ -102,11 +102,11 @@ class Workers:
         self._crew: _Crew
 
     def carry_out(self, todo: Sequence[Transfer], workers: int, threads: int = 1, grows: bool = False) -> Finished:
-        """Carry out transfers, two for each of so many workers handed over at a time; `grows`: of a cluster, for those that join it, too.
+        """Carry out transfers. Two for each of `workers` are handed over at a time; with `grows` also for workers that join the cluster.
 
-        Each transfer has the memory that it may take where a process carries out `threads` at a time. What is handed over twice
-        is the same bytes to the same places, and the first result counts. After a failure of the run nothing more is handed over, and it is
-        raised when the others are done.
+        The memory of each transfer is planned for `threads` at a time in one process. A transfer that is handed over twice
+        writes the same bytes to the same places, and the first result counts. After a failure of the run no more transfers are handed over; the
+        error is raised when those at work are done.
         """
         waiting = iter(todo)
         self._crew = _Crew(workers, threads, grows)
@@ -148,8 +148,8 @@ class Workers:
     # --- who is there
 
     def _muster(self) -> None:
-        """See now and then who joined the cluster. Each is asked once to look for all that a task wants to find, and nobody waits for
-        the answer: a task looks too."""
+        """Look from time to time which workers joined the cluster. Each is asked once to check version, token, files and space. Nothing waits for
+        the answer, since each task checks them, too."""
         if self._cluster is None or time.monotonic() < self._crew.until:
             return
         there = self._cluster.workers()
@@ -170,14 +170,14 @@ class Workers:
             transfer = self._crew.fitted(awaited.transfer)
             task = Task(transfer, mark, self._source.remote_states(transfer.paths))
             future = self._executor.submit(perform, SOFTWARE, self._run, pickle.dumps(task))
-        except Exception as error:  # what an executor raises that is broken, or lost its cluster, is its own affair
+        except Exception as error:  # a broken executor, or one without its cluster, may raise anything
             future = Future()
             future.set_exception(error)
         awaited.copies[future] = mark
         awaited.since = time.monotonic()
 
     def _forget(self, awaited: _Awaited) -> None:
-        """Await a transfer no longer."""
+        """Stop waiting for a transfer."""
         self._awaited.remove(awaited)
         copies, awaited.copies = awaited.copies, {}
         for future in copies:
@@ -190,7 +190,7 @@ class Workers:
     # --- waiting
 
     def _patience(self, awaited: _Awaited) -> float:
-        """For how many seconds after it was handed over a transfer is not late. Each copy is given twice the time of the last."""
+        """How many seconds after the last hand-over a transfer is late. Each copy gets twice the time of the one before."""
         usual = self._pace * max(awaited.transfer.bytes_read, _SMALL)
         return max(_PATIENCE if self._paces else _FIRST, _TIMES * usual) * 2 ** (len(awaited.copies) - 1)
 
@@ -198,7 +198,7 @@ class Workers:
         return [awaited for awaited in self._awaited if now - awaited.since >= self._patience(awaited)]
 
     def _pause(self, told: float) -> float:
-        """Seconds until one of those that may have another copy is late, something is to be said, or the cluster is looked at again."""
+        """Seconds until a transfer that may have another copy is late, a line about silence is due, or the list of workers is read again."""
         ends = [told + _SILENCE]
         if self._cluster is not None:
             ends.append(self._crew.until)
@@ -208,7 +208,7 @@ class Workers:
         return max(0.01, min(ends) - time.monotonic())
 
     def _silence(self, seconds: float) -> str:
-        """What is awaited, where nothing was heard for so long."""
+        """The line about a silence of so many seconds: which transfer is awaited, and from which worker."""
         oldest = self._awaited[0]
         began = next((who for mark in oldest.copies.values() if (who := marks.begun_by(self._staging, mark))), None)
         of = f"which {began} began" if began else "which no worker has begun"
@@ -218,7 +218,7 @@ class Workers:
     # --- judging
 
     def _looked(self, worker: str, future: Future, todo: Sequence[Transfer]) -> None:
-        """A worker has looked for what tasks want to find."""
+        """Judge the answer of a worker that was asked to check its view."""
         try:
             fault = self._judge.look(worker, future, todo)
         except (CkptError, OSError) as error:
@@ -228,12 +228,12 @@ class Workers:
             self._fail(fault.error)
 
     def _fail(self, error: Exception) -> None:
-        """Note what ends the run: the first that was found, but that what is no worker's fault explains what workers said."""
+        """Note the error that ends the run: the first one, unless a later one is not a worker's fault. That one explains the workers' errors."""
         if self._failure is None or (isinstance(self._failure, WorkerError) and not isinstance(error, WorkerError)):
             self._failure = error
 
     def _settled(self, awaited: _Awaited, future: Future) -> Result | None:
-        """The result of a transfer that is awaited no longer; None where it was not a result."""
+        """The result of a transfer whose future is done. None if it failed; then it is handed over again, or the run fails."""
         worker = getattr(future, "worker", None)
         try:
             found = self._judge.task(awaited.transfer, awaited.copies[future], future)
@@ -261,9 +261,9 @@ class Workers:
         return None
 
     def _goes_elsewhere(self, worker: str | None, fault: Fault) -> bool:
-        """Whether others may do what this worker did not; of a cluster it is left out.
+        """Whether other workers may do what this one did not. On a cluster this worker is left out.
 
-        Where too many are no part of the cluster that is a failure of the run, and what is at hand goes elsewhere all the same.
+        If too many workers see other files or run other code, the run fails; the transfers at work still go elsewhere.
         """
         if worker is None or self._cluster is None:
             return not fault.lasting
@@ -278,7 +278,7 @@ class Workers:
         return others
 
     def _with_others(self, failure: Exception) -> Exception:
-        """An error about a worker, with what was found at those that are wrong in the same way."""
+        """An error about a worker, with the findings of all workers that failed in the same way."""
         if isinstance(failure, WorkerError):
             alike = [one.found for one in self._misfits.values() if one.problem == failure.problem]
             failure.found = Lines(map(str, alike)) if len(alike) > 1 else failure.found

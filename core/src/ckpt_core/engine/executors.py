@@ -20,7 +20,9 @@ from ckpt_core.errors import CkptError, UsageError
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
-_HOST_AND_PORT = re.compile(r"(?:tcp://|tls://)?([^/]+:\d+)")  # there are other addresses: auto, local, ray://HOST:PORT
+_HOST_AND_PORT = re.compile(
+    r"(?:tcp://|tls://)?([^/]+:\d+)"
+)  # other addresses (auto, local, ray://HOST:PORT) do not match
 
 _GREETING = 8  # bytes
 _SETTINGS = 4  # a type of frame: RFC 9113, 6.5
@@ -42,7 +44,7 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
     if engine == "local":
         yield None
     elif engine == "processes":
-        from concurrent.futures import ProcessPoolExecutor  # what starts processes takes a while to import
+        from concurrent.futures import ProcessPoolExecutor  # the import takes a while
 
         with _started_safely(), ProcessPoolExecutor(workers, _forked_from_a_server()) as pool:
             yield pool
@@ -52,7 +54,7 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
 
 
 def check_engine(engine: str, address: str | None) -> None:
-    """`UsageError` where there is no such engine, or where it has no address."""
+    """`UsageError` for an unknown engine, and for an address of an engine that takes none."""
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}", expected=", ".join(ENGINES))
     if address is not None and engine not in ("ray", "dask"):
@@ -60,9 +62,9 @@ def check_engine(engine: str, address: str | None) -> None:
 
 
 def fitted(plan: Plan, executor: Executor | None, whole: bool) -> Plan:
-    """A plan for the workers of an executor: for all of them if it is a cluster that is to be used `whole`.
+    """The plan, spread over the workers of an executor: over all workers of a cluster, if `whole`.
 
-    In a process that carries out several transfers at a time each of them has its part of the memory.
+    If a process carries out several transfers at a time, each transfer gets its share of the memory.
     """
     if not isinstance(executor, Cluster):
         return plan
@@ -70,7 +72,7 @@ def fitted(plan: Plan, executor: Executor | None, whole: bool) -> Plan:
 
 
 def _forked_from_a_server() -> BaseContext:
-    """How processes are started: one is, which imports what a worker needs, and the others are copies of that."""
+    """How processes are started: one process imports what a worker needs, and the others are forked from it."""
     import multiprocessing
 
     context = multiprocessing.get_context("forkserver")
@@ -80,7 +82,7 @@ def _forked_from_a_server() -> BaseContext:
 
 @contextlib.contextmanager
 def _started_safely() -> Iterator[None]:
-    """Have no child of Python import from the current folder, as it does for `-c`: a `random.py` may lie beside a checkpoint."""
+    """Keep child processes from importing from the current folder, as `python -c` does: a `random.py` may lie beside a checkpoint."""
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = "1"
     try:
@@ -110,7 +112,7 @@ def _dask(workers: int, address: str | None) -> Iterator[Executor]:
 
 @contextlib.contextmanager
 def _quiet(*loggers: str) -> Iterator[None]:
-    """Keep what a library logs from the terminal: a lost scheduler is 37 lines of tracebacks, where we say what to do in one."""
+    """Keep a library's log from the terminal: for a lost scheduler it prints 37 lines of tracebacks, and our error says it in one."""
     before = {logger: logger.level for logger in map(logging.getLogger, loggers)}
     for logger in before:
         logger.setLevel(logging.CRITICAL)
@@ -141,15 +143,15 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
         with executor.watching(ray.get_runtime_context().gcs_address):
             yield executor
     finally:
-        if mine and not executor.lost.is_set():  # without its head it would wait for it, and then end this process
+        if mine and not executor.lost.is_set():  # without a head, shutdown waits for it, and then ends this process
             ray.shutdown()
 
 
 def _check_listens(engine: str, address: str | None) -> None:
-    """Raise soon where nobody listens, or somebody else does, as a dashboard: Dask and Ray themselves try for minutes, and write pages meanwhile.
+    """Raise soon if nothing listens at the address, or something else does, such as a dashboard. Dask and Ray themselves try for minutes, and log pages.
 
-    Both speak first: Dask's scheduler says who it is (a small number of bytes, which stands before them), Ray's head sends the
-    SETTINGS of HTTP/2.
+    Both send first. Dask's scheduler sends a message about itself, after its size, which is small. Ray's head sends the SETTINGS frame of
+    HTTP/2.
     """
     from ckpt_core.engine.ray_cluster import answers, greeting
 

@@ -1,11 +1,11 @@
-"""The staging folder of an output that goes to a store: it lies on this machine, and holds what can't be sent yet.
+"""The staging folder of an output that goes to a store. It lies on this machine, and holds the parts that can't be sent yet.
 
-    SPOOL/HASH.ckpt-partial/      named by the address; as any staging folder, and besides
+    SPOOL/HASH.ckpt-partial/      named by the address; it has what every staging folder has, and
         parts.jsonl               a line for each part that was sent, with its tag
         holder                    a random text, by which the next run here knows that the claim is ours
 
-The files in it have their final size, and take no more room than what is in them: a part is sent when it is whole, and then a hole is
-made in its place. Nothing is published by a rename: see `uploads`.
+The files in it have their final size, but holes in place of data that is not there: a part is sent when it is whole, and its bytes then become
+a hole. Nothing is published by a rename: see `uploads`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ T = TypeVar("T")
 
 _LOG = "parts.jsonl"
 _HOLDER = "holder"
-_ATTEMPTS = 3  # to look around, when nothing is done yet
+_ATTEMPTS = 3  # at requests before anything is done
 
 
 def default_spool() -> str:
-    """Where outputs wait that go to a store: `ckpt` in the user's folder of caches."""
+    """The folder in which outputs wait for a store: `ckpt` in the user's folder of caches."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(caches, "ckpt")
 
@@ -99,7 +99,7 @@ class Spool(Staging):
         return read_receipt(receipt_path(localised(self.address)), found=True)
 
     def check(self, overwrite: bool) -> None:
-        """Refuse an address where anything lies that an earlier run of this plan did not put there."""
+        """Refuse an address with anything that an earlier run of this plan did not put there."""
         source = spelled(self._plan.source.path)
         if f"{self.address}/".startswith(f"{source}/"):
             raise CkptError("the destination is inside the source", file=self.address, fix="write somewhere else")
@@ -138,7 +138,7 @@ class Spool(Staging):
         root = self.address[: -len("/".join(names))]
         for place in (f"{root}{name}{kind}" for name in reversed(above) for kind in (f"/{RECEIPT}", UNFINISHED, "")):
             there = None
-            with suppress(StoreError):  # who may not look above can't have put anything there
+            with suppress(StoreError):  # whoever has no right to read above the address has written nothing there
                 there = self._ask(place, self._store.written)
             if there is not None and not (
                 there.size == 0 and not there.plan
@@ -157,7 +157,7 @@ class Spool(Staging):
 
     @property
     def most_held(self) -> int:
-        """The most bytes that lie here at a time: all, where the file system makes no holes in files."""
+        """The most bytes that lie here at a time. Where the file system can't make holes in files, that is the whole output."""
         small = sum(map(len, self._plan.target.documents.values()))
         small += sum(sidecar.size for sidecar in self._plan.target.sidecars.values())
         whole = sum(file.size for file in self._plan.target.files)
@@ -171,7 +171,7 @@ class Spool(Staging):
     # --- while it runs
 
     def in_order(self, transfers: Iterable[Transfer]) -> list[Transfer]:
-        """See `Staging`: as they lie in the files, so that parts fill one after the other."""
+        """See `Staging`: in the order of the files, so that parts fill one after the other."""
         return self._parts.in_order(transfers)
 
     def _holder(self) -> str:
@@ -184,7 +184,7 @@ class Spool(Staging):
         return fresh
 
     def create(self, files: Iterable[OutputFile], tell: Tell) -> None:
-        """Make the files here, and the uploads there. What was sent by an earlier run and is there no more is done again."""
+        """Make the files here and the uploads in the store. Parts that an earlier run sent and the store has lost are made again."""
         super().create(files, tell)
         try:
             lost = self._uploads.open(tell)
@@ -198,18 +198,18 @@ class Spool(Staging):
                     del self.done[transfer.key]
 
     def begin(self, todo: Iterable[Transfer]) -> None:
-        """See `Staging`: parts that wait for nothing are sent."""
+        """See `Staging`. Sends the parts that wait for no transfer."""
         self._waiting = Counter(place for transfer in todo for place in self._parts.of(transfer))
         self._uploads.submit(place for place in self._parts.all() if not self._waiting[place])
 
     def advance(self, transfer: Transfer) -> None:
-        """See `Staging`: parts that waited for this transfer alone are sent."""
+        """See `Staging`. Sends the parts that waited only for this transfer."""
         places = self._parts.of(transfer)
         self._waiting.subtract(places)
         self._uploads.submit(sorted(place for place in places if not self._waiting[place]))
 
     def publish(self, single_file: str | None, overwrite: bool) -> None:
-        """Complete the data files, then put the documents, and the receipt last: without one there is no checkpoint."""
+        """Complete the data files, then put the documents, and the receipt last: without a receipt there is no checkpoint."""
         self._check_files()
         self._uploads.complete()
         data = {file.path for file in self._plan.target.files}
@@ -219,7 +219,7 @@ class Spool(Staging):
         self.remove()
 
     def tidy(self) -> None:
-        """See `Staging`; the claim goes, too."""
+        """See `Staging`. Removes the claim, too."""
         with suppress(CkptError):
             claim = self._claim.read()
             if claim is not None and claim["plan"] == self._plan.hash:

@@ -1,21 +1,20 @@
 """The staging folder: where a conversion lives until it is whole.
 
     DST.ckpt-partial/
-        token            a random text of the run that is alive, by which its workers know the folder
-        sources          what each source file was when the plan was made, for those workers
-        mark-*           who is at which task
+        token            a random text of the running process, by which its workers recognise the folder
+        sources          the state of each source file when the plan was made, for the workers
+        mark-*           which worker has which task
         journal.jsonl    first line: the plan; then one line per finished piece of a tensor
         out/             the files, at their final size from the start
 
-The whole of `out/` gets its final name in one rename, so nothing half-written ever has it; where the output is a
-single file, its receipt gets its name beside it just before. A killed run
-leaves the folder behind; the same command continues from the journal. What is finished is trusted only
-while the machine has not been restarted: a restart can lose written pages that were never synced. Without `sync` the same
-is true of the output itself, for as long as the kernel takes to write it.
+The whole of `out/` gets its final name in one rename, so nothing half-written ever has it. Where the output is a
+single file, its receipt gets its name just before. A killed run
+leaves the folder behind, and the same command continues from the journal. The journal is trusted only until the machine restarts: a restart can
+lose written pages that were never synced. Without `sync` the output itself can lose pages, too, until the kernel has written them.
 
-A folder of that name that is there already is used only if ckpt made it: a real folder of this user, closed to others, with a
-journal that begins as ours do. In it nothing is followed or written through that is a link, and nothing else is removed
-than what stands above.
+An existing folder of that name is used only if ckpt made it: a real folder of this user, closed to others, with a
+journal that begins as those of ckpt do. Links in it are never followed or written through, and only the files above
+are removed.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ KEPT = "then repeat the same command: what is done is kept"
 _JOURNAL = "journal.jsonl"
 _FIRST_BYTES = b'{"ckpt": "'  # of every journal
 _SYNCS = 8
-# What a file system answers that has no such call. It is then as safe as it can be without.
+# The answers of a file system that lacks a call. The conversion then goes on without the call.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY}
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
 _NO_LOCKS = {*_UNSUPPORTED, errno.ENOLCK}
@@ -70,7 +69,7 @@ class Staging:
     """An unfinished output of a plan beside its destination, locked against other runs."""
 
     spooled = False
-    """Whether its files take only the room of what is in them, for they are sent on from here."""
+    """Whether the files are only on their way to a store. Then they take no space in advance."""
 
     def __init__(self, destination: str, plan: Plan, sync: bool = True, folder: str | None = None) -> None:
         self.destination = os.path.abspath(destination) if folder is None else destination
@@ -128,14 +127,14 @@ class Staging:
             ) from None
 
     def _lock(self) -> None:
-        """Take the lock. On a file system without locks there is none, and two runs are then not kept apart."""
+        """Take the lock. On a file system without locks two runs are not kept apart."""
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in _NO_LOCKS:  # Lustre has none unless it is mounted with -o flock
                 raise
         if not os.path.samestat(os.fstat(self._journal.fileno()), os.lstat(self._journal_path)):
-            raise BlockingIOError  # the other one finished, and removed its journal, between our opening and our locking it
+            raise BlockingIOError  # another run finished and removed its journal, after we opened it and before we locked it
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(
@@ -160,17 +159,17 @@ class Staging:
                 self._refuse(f"a folder without a {_JOURNAL}")
         if data[: len(_FIRST_BYTES)] != _FIRST_BYTES[: len(data)]:
             self._refuse(f"a {_JOURNAL} of something else")
-        if b"\n" not in data and any(self._files()):  # a run that was killed at its very start has no files yet
+        if b"\n" not in data and any(self._files()):  # a run that was killed at its start has no files yet
             self._refuse(f"files, but no {_JOURNAL} that says of which conversion")
 
     def _check_files(self) -> None:
-        """Refuse an `out/` in which there is more than the files of this plan, each a regular file in real folders."""
+        """Refuse an `out/` with anything but regular files of this plan in real folders."""
         for name in self._files():
             if name not in self._plan.outputs and name != RECEIPT:
                 self._refuse(f"{name}, which is not a file of this conversion", os.path.join(self.out, name))
 
     def _files(self) -> Iterator[str]:
-        """The names of all files in `out/`. Refuses links, pipes, devices, and files with a name elsewhere too."""
+        """The names of all files in `out/`. Refuses links, pipes, devices, and files with a second name elsewhere."""
         if not os.path.lexists(self.out):
             return
         if not stat.S_ISDIR(os.lstat(self.out).st_mode):
@@ -225,7 +224,7 @@ class Staging:
         self.done = done
 
     def _journal_bytes(self) -> bytes:
-        """What the journal holds, if it is a regular file of its own; `FileNotFoundError` if there is none."""
+        """The content of the journal, which must be a regular file without a second name. `FileNotFoundError` if there is none."""
         try:
             descriptor = os.open(self._journal_path, os.O_RDONLY | _CAREFULLY)
         except FileNotFoundError:
@@ -243,7 +242,7 @@ class Staging:
     def is_published(self) -> bool:
         """Whether a run of this plan gave its output the final name, and all of it is there.
 
-        It may have died before it removed this folder. Then every tensor is in the journal, and nothing is left to publish.
+        Such a run may have died before it removed this folder. Then every tensor is in the journal, and nothing is left to publish.
         """
         if recorded_plan(receipt_path(self.destination)) != self.head["plan"] or not is_whole(self.destination):
             return False
@@ -255,13 +254,13 @@ class Staging:
         return head.get("plan") == self.head["plan"] and done.keys() >= pieces and not any(self._files())
 
     def published(self) -> Receipt:
-        """The receipt that is there."""
+        """The receipt of the published output."""
         return read_receipt(receipt_path(self.destination), found=True)
 
     def differences(self, other: Mapping[str, object]) -> tuple[str, str]:
-        """What another conversion was asked for and this one is not, and the other way round.
+        """The options of another conversion that differ from ours, and ours that differ from the other.
 
-        `other` is the first line of its journal, or its receipt.
+        `other` is the first line of the other conversion's journal, or its receipt.
         """
         old, new = _asked(other), _asked(self.head)
         apart = [name for name in {**old, **new} if old.get(name) != new.get(name)]
@@ -271,7 +270,7 @@ class Staging:
         return f"one with {was}", f"one with {wanted}"
 
     def tidy(self) -> None:
-        """Remove what a run left that published its output; what is not ours, or in use, stays."""
+        """Remove the folder of a run that has published its output. A folder that is not ours, or is in use, stays."""
         if os.path.lexists(self.folder):
             with contextlib.suppress(CkptError), self:
                 self.remove()
@@ -283,14 +282,14 @@ class Staging:
         self._append(self.head)
 
     def in_order(self, transfers: Iterable[Transfer]) -> list[Transfer]:
-        """Transfers in the order in which they are best carried out: that of the plan."""
+        """Transfers in the best order to carry them out: here that of the plan."""
         return list(transfers)
 
     def begin(self, todo: Iterable[Transfer]) -> None:
-        """Called when all that is known beforehand is in the files, with the transfers that are left."""
+        """Called with the transfers that are left, when all bytes that are known in advance are in the files."""
 
     def advance(self, transfer: Transfer) -> None:
-        """Called when a transfer, and every checksum that waited for it alone, is in its files."""
+        """Called when a transfer is in its files, and every checksum that waited only for this transfer."""
 
     def _append(self, record: Mapping[str, object]) -> None:
         with naming(self._journal_path):
@@ -306,9 +305,9 @@ class Staging:
     def create(self, files: Iterable[OutputFile], tell: Callable[[str], None]) -> None:
         """Make every output file at its final size, with the bytes that are known already, and the token of this run.
 
-        Repeating is harmless. `tell` is called with a sentence where something is waited for.
+        It may be called again. `tell` gets a sentence if something takes time.
 
-        If a file that the journal thinks written is not there (it was published already, removed, or not believed), all
+        If a file of the journal is not there (it was published, removed, or lost in a failed sync), all
         starts over.
         """
         files = list(files)
@@ -329,16 +328,16 @@ class Staging:
                     pwrite_all(descriptor, memoryview(data), offset)
 
     def share_states(self) -> str:
-        """Write down what the source files are, for workers; the digest of it."""
+        """Write the states of the source files for the workers. Returns the digest of what was written."""
         return write_states(self.folder, self._plan.source.files)
 
     def path(self, relative: str) -> str:
-        """Where an output file is while the conversion runs."""
+        """The path of an output file while the conversion runs."""
         return os.path.join(self.out, relative)
 
     @property
     def taken(self) -> int:
-        """The bytes of disk that an earlier run's files take already: they need no more room."""
+        """The bytes of disk that the files of an earlier run take: they need no more space."""
         total = 0
         with contextlib.suppress(OSError, CkptError):
             for name in self._files():
@@ -347,9 +346,9 @@ class Staging:
         return total
 
     def to_disk(self, files: Iterable[str]) -> None:
-        """Force output files to the disk, if that is wanted.
+        """Force output files to the disk, if `sync`.
 
-        Where that fails, pages may be lost that the journal calls written, and no later sync would say so again. So the
+        If that fails, pages may be lost that the journal calls written, and no later sync reports the loss again. So the
         file is removed, and the next run starts over.
         """
 
@@ -368,7 +367,7 @@ class Staging:
     def publish(self, single_file: str | None, overwrite: bool) -> None:
         """Give the output its final name, in one rename; then remove the staging folder.
 
-        A single file's receipt gets its own name before: what has a final name is whole, and has its receipt.
+        The receipt of a single file gets its name first: an output with its final name always has a receipt.
         """
         self._check_files()
         made = {self.out: self.destination}
@@ -377,7 +376,7 @@ class Staging:
         if overwrite:
             for old, aside in self._aside.items():
                 if os.path.lexists(old):
-                    _remove(aside)  # what a killed run replaced before it published what is replaced now
+                    _remove(aside)  # a killed run moved it aside, and then published the output that is replaced now
                     os.rename(old, aside)
         elif os.path.lexists(self.destination) and (single_file or not is_empty_folder(self.destination)):
             raise CkptError("the destination exists", file=self.destination, fix="use --overwrite, or another name")
@@ -390,9 +389,9 @@ class Staging:
         self.remove()
 
     def remove(self) -> None:
-        """Remove the staging folder, the journal last: by it a later run knows what it finds here.
+        """Remove the staging folder, the journal last: a later run needs the journal to recognise the folder.
 
-        What can't be removed stays behind, and does no harm to an output that is published.
+        A file that can't be removed stays behind, and does not harm the published output.
         """
         with contextlib.suppress(OSError):
             marks = [entry.path for entry in os.scandir(self.folder) if entry.name.startswith(MARK)]
@@ -401,7 +400,7 @@ class Staging:
             os.rmdir(self.folder)
 
     def discard(self) -> None:
-        """Remove everything that was written; put back what a killed run moved aside and did not replace."""
+        """Remove everything that was written. Put back an old output that a killed run moved aside and did not replace."""
         if not os.path.lexists(self.destination):
             if recorded_plan(self._receipt) == self.head["plan"]:  # published by a run that was killed just then
                 os.unlink(self._receipt)
@@ -415,7 +414,7 @@ _CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def _read_journal(data: bytes) -> tuple[dict[str, object], dict[tuple[str, int], Result], int]:
-    """The first line, the finished pieces, and the bytes up to the first line that a kill cut short or that is damaged."""
+    """The first line, the finished pieces, and the number of bytes before the first line that is cut short or damaged."""
     head: dict[str, object] = {}
     done: dict[tuple[str, int], Result] = {}
     size = 0
@@ -436,7 +435,7 @@ def _read_journal(data: bytes) -> tuple[dict[str, object], dict[tuple[str, int],
 
 
 def _asked(said: Mapping[str, object]) -> dict[str, str]:
-    """What a journal's first line, or a receipt, says that was asked, as on the command line."""
+    """The options in a journal's first line or in a receipt, as on the command line."""
     source, options = said.get("source"), said.get("options")
     found = {"source": str(source.get("path") if isinstance(source, Mapping) else source)}
     for name, value in options.items() if isinstance(options, Mapping) else ():
@@ -448,7 +447,7 @@ def _asked(said: Mapping[str, object]) -> dict[str, str]:
 
 
 def is_whole(output: str) -> bool:
-    """Whether every file that a receipt names is there, the data files at their sizes."""
+    """Whether every file of the receipt is there, and every data file has its size."""
     try:
         receipt = read_receipt(receipt_path(output))
         if not os.path.isdir(output):
@@ -462,12 +461,12 @@ def is_whole(output: str) -> bool:
 
 
 def is_empty_folder(path: str) -> bool:
-    """Whether a folder of this name can be replaced by a rename: an empty one, that is not a link to one."""
+    """Whether a rename can replace this folder: it is empty, and not a link."""
     return os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path)
 
 
 def _owner_of_new_files(folder: str) -> int:
-    """The user to whom what is made in a folder belongs: on some network file systems it is never the one who makes it."""
+    """The owner of new files in a folder: on some network file systems it is not the user who makes them."""
     probe = tempfile.mkdtemp(prefix=".ckpt-", dir=folder)
     try:
         return os.lstat(probe).st_uid
@@ -486,8 +485,8 @@ def _remove(path: str) -> None:
 def sync_file(path: str) -> None:
     """Force a file's bytes, or a folder's names, to the disk.
 
-    A file system that can't be asked to sync a folder has its own ways to keep names (CIFS, some of FUSE); one that can't
-    be asked to sync a file can't keep the promise.
+    A file system that can't sync a folder keeps names in its own way (CIFS, some of FUSE), so that error is ignored. On one that can't sync
+    a file the promise of `sync` can't be kept, so that error is raised.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     with naming(path):
@@ -504,9 +503,9 @@ def sync_file(path: str) -> None:
 
 
 def _sync_all(paths: Iterable[str], sync: Callable[[str], None]) -> None:
-    """Force many files or folders to the disk; raises the first failure.
+    """Force many files or folders to the disk. Raises the first failure.
 
-    Several at once share the commits of the file system; a thousand in turn would wait for one each.
+    Several syncs at once share a commit of the file system; one after the other, each would wait for its own.
     """
     with ThreadPoolExecutor(_SYNCS, "sync") as pool:
         list(pool.map(sync, paths))

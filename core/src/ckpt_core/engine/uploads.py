@@ -1,11 +1,11 @@
-"""The uploads of an output to a store: begun for every data file, fed part by part, and completed when all is there.
+"""The uploads of an output to a store: one for every data file, sent part by part, and completed when all parts are there.
 
     ADDRESS.ckpt-partial     the claim, made first (see `claim`): what is converted, and the names of the uploads
     ADDRESS/...              made at the end, the receipt last; then the claim is removed
 
-The claim lets a conversion go on from any machine. What was sent is believed by the tags that the
-store lists: of the parts that this machine sent by the tag it got then, of any other part by the MD5 of the bytes that would be sent
-in its place.
+The claim lets a conversion continue on any machine. A part counts as sent if the tag that the store lists for it is right. For a part that this
+machine sent, that is the tag in the answer of the store; for any other part it is the MD5 of the bytes that this machine would
+send.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ckpt_core.storage.bytes.space import drop_space
 
 SENDERS = 8
 QUEUE = 2 * SENDERS
-"""How many parts may be on their way, or wait for it."""
+"""How many parts may be sent, or wait to be sent, at a time."""
 
 
 class Uploads:
     """The data files of one output on their way to a store.
 
-    `claim` is that on the address of the output, `address_of` says the address of each file in it, `place` where a file lies on this
-    machine. `log` is a file for the tags of what was sent.
+    `claim` is the claim on the address of the output. `address_of` gives the address of each of its files, `place` the path of a file on this
+    machine. `log` is the file of the tags of sent parts.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Uploads:
     # --- the claim
 
     def open(self, tell: Tell) -> set[Place]:
-        """Find the uploads of an earlier run of this plan, or begin new ones. The parts that it sent and that are not there any more.
+        """Find the uploads of an earlier run of this plan, or begin new ones. Returns the parts that it sent and the store has lost.
 
-        `CkptError` if another conversion goes on here; `tell` is called with a sentence where that takes time to find out.
+        `CkptError` if another conversion goes on here; `tell` gets a sentence if it takes time to find out.
         """
         said = self._claim.read()
         if said is None:
@@ -118,7 +118,7 @@ class Uploads:
         return again(address, lambda: self._store.begin(address, self._plan))
 
     def _list(self) -> None:
-        """Ask which parts are there. An upload that is gone was completed, by a run that was killed then, or is begun anew."""
+        """Ask which parts are there. If an upload is gone, either a run that was then killed completed it, or it is begun anew."""
 
         def look(path: str) -> None:
             address, name = self._address_of(path), self._names[path]
@@ -137,14 +137,14 @@ class Uploads:
         if renewed:
             try:
                 self._claim.change(self._names)
-            except CkptError:  # what is there is another run's, or nobody knows: these uploads are in no claim
+            except CkptError:  # the claim may be another run's by now: these uploads are in no claim
                 for path in renewed:
                     with contextlib.suppress(CkptError):
                         self._abort((path, self._names[path]))
                 raise
 
     def _is_mine(self, path: str) -> bool:
-        """Whether a file is complete, by this plan."""
+        """Whether a run of this plan completed a file."""
         address = self._address_of(path)
         return again(address, lambda: self._store.written(address)) == Written(self._files[path], self._plan)
 
@@ -157,7 +157,7 @@ class Uploads:
     # --- parts
 
     def submit(self, places: Iterable[Place]) -> None:
-        """Send parts that are whole; waits while very many are on their way. Raises what befell an earlier one."""
+        """Send parts that are whole. Waits while `QUEUE` parts are on their way, and raises the error of an earlier part."""
         for place in places:
             if place in self.sent:
                 continue
@@ -230,7 +230,7 @@ class Uploads:
     # --- the end
 
     def complete(self) -> None:
-        """Make the data files of their parts. `StoreError` if something else has one of their names by now."""
+        """Complete the data files. `StoreError` if something else has one of their names by now."""
         self.drain()
         self._claim.check()
         missing = [place for place in self._parts.all() if place not in self.sent]
@@ -246,7 +246,9 @@ class Uploads:
         except (Taken, Gone):
             self._check_mine(address, self._files[path])
             with contextlib.suppress(StoreError):
-                self._abort((path, name))  # if another run ended while this one began its uploads, they are nobody's
+                self._abort(
+                    (path, name)
+                )  # another run may have ended while this one began its uploads: then they are in no claim
         self._complete.add(path)
 
     def put(self, names: Iterable[str]) -> None:
@@ -281,9 +283,9 @@ class Uploads:
         again(address, lambda: self._store.remove(address))
 
     def abort(self) -> None:
-        """Drop every upload, and what of the output is there, and then the claim. Nothing, if the claim is another run's."""
+        """Drop every upload and every file of the output, and then the claim. Does nothing if another run has the claim."""
         self._end()
-        if self._claim.still_mine():  # and it stays so while this lasts: it is written anew until the end
+        if self._claim.still_mine():  # it stays ours meanwhile, since it is written anew until the release
             with ThreadPoolExecutor(SENDERS, "abort") as pool:
                 list(pool.map(self._abort, self._names.items()))
                 list(pool.map(self._remove, map(self._address_of, self._complete)))

@@ -1,7 +1,7 @@
-"""Pieces: ranges of a canonical tensor's elements, in row-major order, that are moved apart from each other.
+"""Pieces: ranges of a canonical tensor's elements, in row-major order, each of which one task moves.
 
-A piece begins where a leaf of the tensor's digest does (`digest.LEAF`), so that whoever moves it hashes its leaves alone. It has about
-`PIECE` bytes. In rows and boxes a range is ragged: the end of a row, whole rows, the beginning of a row.
+A piece begins where a leaf of the tensor's digest begins (`digest.LEAF`), so its worker hashes whole leaves. It has about
+`PIECE` bytes. Such a range is ragged: it has the end of a row, whole rows, and the beginning of a row.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ckpt_core.tensors.assembly import LazyParameter, StoredPart
 from ckpt_core.tensors.boxes import Box, Loops, loops_of, within
 
 PIECE = 64 << 20
-"""About how many bytes a piece has: few enough for hundreds of workers, and more than a worker is asked for in vain."""
+"""About how many bytes a piece has: small enough to share among hundreds of workers, large enough to outweigh the cost of a task."""
 
 _RAGGED = 1 << 20
-"""Bytes of a unit that may be cut anywhere: its runs in the file may be short, but they are few."""
+"""The most bytes of a unit that may be cut anywhere: the runs in the file may become short, but they are few."""
 
 
 _KEPT = 64
-"""How many chunks a piece may have whose cuts are kept: one that is moved whole may have thousands."""
+"""The most chunks of a piece for which cuts are cached. A tensor that is not cut may have thousands."""
 
 
 def step_of(shape: Sequence[int], itemsize: int, tiles: Iterable[Tile]) -> int:
     """How many elements the pieces of a tensor have; `tiles` are its places in the output, `itemsize` is in bytes.
 
-    Where a file has the axes in another order, a cut anywhere would leave many short runs: such a tensor is cut between whole
-    units of elements that lie together, or not at all.
+    Where a file has the axes in another order, a cut at any place would leave many short runs. Such a tensor is cut only between whole
+    units, whose elements lie together in the file.
     """
     units = {size for tile in tiles if (size := unit(shape, tile)) * itemsize > _RAGGED}
     least = math.lcm(digest.LEAF, *units)
@@ -40,12 +40,12 @@ def step_of(shape: Sequence[int], itemsize: int, tiles: Iterable[Tile]) -> int:
 
 
 def size_rule() -> str:
-    """What the pieces of a tensor depend on besides itself: who goes on with another's work cuts as it did."""
+    """The constants on which pieces depend. They are in the hash of the plan, so a run continues only one that cut in the same way."""
     return f"pieces of {PIECE} bytes, leaves of {digest.LEAF} elements"
 
 
 def unit(shape: Sequence[int], tile: Tile) -> int:
-    """How many elements of a tensor lie together in a flat tile: it has them, unit by unit, in the tensor's order.
+    """How many elements of a tensor lie together in a flat tile. The units follow one another in the tensor's order.
 
     >>> from ckpt_core.layout import Link
     >>> experts, rows, columns = Link(4, 0, 1, 0, 6), Link(2, 1, 1, 0, 3), Link(3, 2, 1, 0, 1)
@@ -63,15 +63,14 @@ def unit(shape: Sequence[int], tile: Tile) -> int:
 
 
 def ranges(elements: int, step: int) -> list[tuple[int, int]]:
-    """The pieces of so many elements; one without any, if there are none."""
+    """The pieces of so many elements. A tensor without elements has one empty piece."""
     return [(start, min(start + step, elements)) for start in range(0, elements, step)] or [(0, 0)]
 
 
 def boxes_between(shape: Sequence[int], elements: int, start: int, stop: int) -> Iterator[Box]:
     """The elements from `start` to `stop` as boxes of at most `elements`, in row-major order.
 
-    They are those of `boxes.boxes`, cut where the range begins and ends: so chunks begin in the same rows in whatever pieces a
-    tensor is moved.
+    They are the boxes of `boxes.boxes`, cut where the range begins and ends. So chunks begin in the same rows, whatever the pieces.
     """
     inner, axis = 1, len(shape)
     while axis > 0 and inner * shape[axis - 1] <= elements:
@@ -91,13 +90,13 @@ def boxes_between(shape: Sequence[int], elements: int, start: int, stop: int) ->
 
 
 def chunks(shape: tuple[int, ...], elements: int, start: int, stop: int) -> Sequence[Box]:
-    """The same boxes, made once for all tensors that are alike."""
+    """The boxes of `boxes_between`, cached for all tensors of the same shape."""
     made = _chunks if stop - start <= _KEPT * elements else _chunks.__wrapped__
     return made(shape, elements, start, stop)
 
 
 def cuts(tile: Tile, shape: tuple[int, ...], elements: int, start: int, stop: int) -> Sequence[list[Loops]]:
-    """What a flat tile has of each of `chunks`: cut once for all tensors that are alike, as those of all layers are."""
+    """The part of a flat tile in each of `chunks`, cached for all tensors that are alike, as those of different layers are."""
     made = _cuts if stop - start <= _KEPT * elements else _cuts.__wrapped__
     return made(tile, shape, elements, start, stop)
 
@@ -113,7 +112,7 @@ def _cuts(tile: Tile, shape: tuple[int, ...], elements: int, start: int, stop: i
 
 
 def _ragged(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
-    if stop - start == math.prod(shape):  # without elements, too
+    if stop - start == math.prod(shape):  # true also without elements
         yield tuple((0, size) for size in shape)
         return
     for origin, size in boxes_of_range(tuple(shape), start, stop - start):
@@ -160,10 +159,9 @@ def dealt(shape: Sequence[int], tiles: Iterable[Tile], step: int) -> list[list[t
 
 
 def cut(assembly: LazyParameter, step: int) -> list[tuple[LazyParameter, int]]:
-    """A tensor as it is known for each of its pieces, by those of its own blocks that have some of the elements; and the bytes that
-    are read of these.
+    """For each piece: the tensor with only those of its blocks that have some of the piece's elements, and the bytes to read.
 
-    Other tensors that it is made of stay as they are. Nothing more than its piece can be read of each.
+    Only the elements of the piece can be read from it. Other tensors that the tensor is made of stay whole.
     """
     shape, merged = assembly.parameter.shape, assembly.merged
     lists = assembly.blocks, assembly.copies, assembly.rounded

@@ -1,7 +1,7 @@
-"""The kernel's cache of file pages: what a conversion leaves in it, and when what it writes goes on to the disk.
+"""The kernel's cache of file pages: which pages a conversion leaves in it, and when its output goes to the disk.
 
-A conversion that fits in memory leaves there what it read and wrote, as `cp` does: the model is loaded next. Of one that does not fit
-pages would only push out what others keep there, and the source before it is read; each is dropped when the conversion is done with it.
+If source and output fit in memory, their pages stay in the cache, as after `cp`: the model is usually loaded next. If they do not fit, their
+pages would push out those of other programs. So the conversion drops each page when it is done with it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import threading
 
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import pread_into
+from ckpt_core.storage.bytes.memory import memory
 
 _C = ctypes.CDLL(None, use_errno=True)
-_sync_file_range = getattr(_C, "sync_file_range", None)  # Linux alone has one
+_sync_file_range = getattr(_C, "sync_file_range", None)  # only Linux has it
 if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
@@ -23,37 +24,24 @@ _LARGEST = 2 << 20  # bytes of the largest folio
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
 
 
-def memory() -> tuple[int | None, int | None]:
-    """All memory, and what is available, in bytes; None where the system does not say."""
-    found: dict[str, int] = {}
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                name, _, rest = line.partition(":")
-                found[name] = int(rest.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return found.get("MemTotal"), found.get("MemAvailable")
-
-
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What of a conversion stays in the cache: both sides where both fit in the memory that is available, else the output where that does."""
+    """Which pages of a conversion stay in the cache: those of both sides if both fit in the available memory, else those of the output if it fits."""
 
     source: bool = True
     output: bool = True
 
     @classmethod
     def of(cls, read: int, written: int) -> Kept:
-        """For so many bytes; both, where the system does not say what it has."""
+        """For a conversion that reads and writes so many bytes. Both stay where the system does not say how much memory is available."""
         _, available = memory()
         return cls() if available is None else cls(read + written <= available, written <= available)
 
 
 def start_writeback(descriptor: int, *, drop: bool = False) -> None:
-    """Have the kernel begin to write what is dirty of a file and, with `drop`, forget what of it is on the disk already.
+    """Have the kernel begin to write the dirty pages of a file and, with `drop`, forget its pages that are on the disk already.
 
-    Waits for nothing and promises nothing; it leaves little to do for the sync that does.
+    It does not wait, and promises nothing. The sync at the end then has little left to write.
     """
     if not drop and _sync_file_range is not None:
         _sync_file_range(descriptor, 0, 0, _WRITE)
@@ -62,9 +50,9 @@ def start_writeback(descriptor: int, *, drop: bool = False) -> None:
 
 
 def drop_pages(descriptor: int, offset: int, size: int) -> None:
-    """Have the kernel forget whole pages in a range of a file, those that are clean and that nobody else has mapped; with a size of 0 to its end.
+    """Have the kernel forget the whole pages in a range of a file that are clean and that nobody has mapped. A size of 0 means to the end.
 
-    Of dirty ones it begins to write those it finds. What is dropped by mistake is only read again.
+    The kernel begins to write dirty pages in the range. A page that is dropped too early is only read again.
     """
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):  # a file system need not know such hints
@@ -78,7 +66,11 @@ class ReadOnce(threading.local):
         self._start, self._end = ("", 0), ("", 0)
 
     def read_into(self, descriptor: int, view: memoryview, offset: int, path: str) -> None:
-        """Fill `view` from `offset`. The kernel keeps many pages as one, and drops only whole ones: of what lies right before, the last is tried again."""
+        """Fill `view` from `offset`, and drop these pages.
+
+        The kernel keeps many pages as one folio, and drops only whole folios. So the last folio of the range before, which was
+        not whole then, is dropped again.
+        """
         size = len(view)
         pread_into(descriptor, view, offset, path)
         if self._end != (path, offset):
