@@ -106,7 +106,7 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
         heads, groups = attention.heads, attention.groups
         shared = attention.qk_norm_whole
         able = [n for n in range(1, heads + 1) if not heads % n and (not groups % n or (not n % groups and not shared))]
-        fix = f"--tp {', '.join(map(str, able[:-1]))} or {able[-1]}" if able[1:] else "--tp 1"
+        fix = f"--tp {' or '.join(map(str, able))}, as far as heads go"
         if heads % layout.tp:
             problems.add(Refusal(f"tp={layout.tp} does not divide the {heads} heads", fix=fix))
         if groups % layout.tp and layout.tp % groups:

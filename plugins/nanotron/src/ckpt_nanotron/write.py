@@ -202,7 +202,7 @@ def _check_ranks(architecture: Architecture, tp: int, pp: int, *, copied: bool) 
             problems.add(
                 Refusal(
                     f"nanotron has no copies of heads: tp={tp} must divide the {size} {axis}",
-                    fix=f"--tp {', '.join(map(str, able[:-1]))} or {able[-1]}" if able[1:] else "--tp 1",
+                    fix=f"--tp {' or '.join(map(str, able))}, as far as heads go",
                 )
             )
     if pp > len(decoder.layers):
