@@ -1,18 +1,18 @@
-"""How much memory there is: that of the machine, or less where a container or a batch job is given a part of it."""
+"""The memory that a process may use: that of the machine, or less in a container or a batch job."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-_UNLIMITED = 1 << 60  # version 1 of control groups says a number near 2**63 where there is no limit
-# Where the groups of each version are, their limit, what they use, and what of that are pages of files, which go first.
+_UNLIMITED = 1 << 60  # version 1 of control groups gives a number near 2**63 if there is no limit
+# For each version: the folder of the groups, and the names of the limit, of the used bytes, and of those in file pages, which the kernel frees first.
 _V1 = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 _V2 = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
 
 
 def memory(root: str = "/") -> tuple[int | None, int | None]:
-    """All memory that this process may have, and what is available, in bytes; None where the system does not say."""
+    """The total and the available memory of this process, in bytes; None where the system does not say."""
     known = _numbers(Path(root, "proc/meminfo"))
     sizes, rooms = ([known[name] * 1024] if name in known else [] for name in ("MemTotal:", "MemAvailable:"))
     for limit, used in _groups(Path(root)):
@@ -22,9 +22,9 @@ def memory(root: str = "/") -> tuple[int | None, int | None]:
 
 
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
-    """The limit of each control group that this process is in, and what is used of it: each above it counts, too.
+    """The limit and the used bytes of each control group of this process, and of the groups above.
 
-    In a container its own group is often the root, and the path that the kernel tells is not there.
+    In a container the own group is often mounted as the root, so the path that the kernel gives does not exist.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
