@@ -355,7 +355,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def troubled(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Troubled]:
-    """The server of this session behind one that makes trouble."""
+    """The server of these checks behind one that makes trouble."""
     server = Troubled(urlsplit(os.environ["AWS_ENDPOINT_URL"]).port or 0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     forget_clients()
