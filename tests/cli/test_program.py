@@ -147,6 +147,13 @@ class TestProgress:
             listen(Progress(done, 100, "x"))
         assert capsys.readouterr().err.splitlines()[-1] == "comparing 55%  5 B/s  9.0 s left"
 
+    def test_steps_of_a_model_are_no_bytes(self, capsys):
+        times = iter([0.0, 1.0, 10.0])
+        listen = PlainListener("running", lambda: next(times), of_bytes=False)
+        for done in (1, 4):
+            listen(Progress(done, 10, "x"))
+        assert capsys.readouterr().err.splitlines()[-1] == "running 40%  18 s left"
+
     def test_a_remark_has_a_line_and_whoever_speaks_first_is_followed_later(self, capsys):
         times = iter([0.0, 2.0, 3.0, 8.0])
         listen = PlainListener("converting", lambda: next(times))

@@ -42,37 +42,41 @@ def announced(what: str, first: Callable[[], bool] = lambda: True) -> Iterator[N
 
 
 @contextlib.contextmanager
-def progress(verb: str, clock: Callable[[], float] = time.monotonic, before: str | None = None) -> Iterator[Listener]:
-    """A listener for the engine's events, for as long as the block lasts; `before` says what is done before the first."""
+def progress(
+    verb: str, clock: Callable[[], float] = time.monotonic, before: str | None = None, *, of_bytes: bool = True
+) -> Iterator[Listener]:
+    """A listener for the engine's events, for as long as the block lasts; `before` says what is done before the first.
+
+    `of_bytes`: events count bytes, whose rate is shown. Others count steps of a model.
+    """
     if sys.stderr.isatty():
         try:
             import rich.progress
         except ImportError:
             pass
         else:
-            with _bar(rich.progress) as bar:
+            with _bar(rich.progress, of_bytes) as bar:
                 yield _BarListener(bar, verb)
             return
-        drawn = DrawnListener(verb, clock)
+        drawn = DrawnListener(verb, clock, of_bytes=of_bytes)
         try:
             yield drawn
         finally:
             drawn.wipe()
         return
-    plain = PlainListener(verb, clock)
+    plain = PlainListener(verb, clock, of_bytes=of_bytes)
     with announced(before or verb, plain.let_speak):
         yield plain
 
 
-def _bar(module: ModuleType) -> RichProgress:
+def _bar(module: ModuleType, of_bytes: bool) -> RichProgress:
     from rich.console import Console
 
     return module.Progress(
         module.TextColumn("{task.description}"),
         module.BarColumn(),
         module.TaskProgressColumn(),
-        module.DownloadColumn(),
-        module.TransferSpeedColumn(),
+        *((module.DownloadColumn(), module.TransferSpeedColumn()) if of_bytes else ()),
         module.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -103,8 +107,8 @@ class PlainListener:
     The rate counts from the first event on, so what an interrupted run had done before is not mistaken for speed.
     """
 
-    def __init__(self, verb: str, clock: Callable[[], float]) -> None:
-        self._verb, self._clock = verb, clock
+    def __init__(self, verb: str, clock: Callable[[], float], *, of_bytes: bool = True) -> None:
+        self._verb, self._clock, self._of_bytes = verb, clock, of_bytes
         self._begun = clock()
         self._next = self._begun + FIRST
         self._start: tuple[float, int] | None = None
@@ -128,7 +132,18 @@ class PlainListener:
         self._done = event.done
         if now >= self._next:
             self._next, self._said = now + min(LONGEST, max(INTERVAL, now - self._begun)), True
-            say(f"{self._verb} {100 * event.done // max(1, event.total)}%{_pace(event, now, *self._start)}", err=True)
+            say(
+                f"{self._verb} {100 * event.done // max(1, event.total)}%{self._pace(event, now, *self._start)}",
+                err=True,
+            )
+
+    def _pace(self, event: Progress, now: float, began: float, first: int) -> str:
+        """Speed and time left, if anything was done since `first` at `began`."""
+        if event.done == first or now <= began:
+            return ""
+        rate = (event.done - first) / (now - began)
+        speed = f"  {size_text(rate)}/s" if self._of_bytes else ""
+        return f"{speed}  {duration_text((event.total - event.done) / rate)} left"
 
 
 class DrawnListener(PlainListener):
@@ -150,7 +165,7 @@ class DrawnListener(PlainListener):
             self._next = now + self._OFTEN
             part = event.done / max(1, event.total)
             bar = "#" * round(part * _BAR)
-            self._draw(f"{self._verb} [{bar.ljust(_BAR, '.')}] {part:4.0%}{_pace(event, now, *self._start)}")
+            self._draw(f"{self._verb} [{bar.ljust(_BAR, '.')}] {part:4.0%}{self._pace(event, now, *self._start)}")
 
     def wipe(self) -> None:
         """Leave an empty line for what is printed next."""
@@ -162,14 +177,6 @@ class DrawnListener(PlainListener):
         with contextlib.suppress(OSError):
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
-
-
-def _pace(event: Progress, now: float, began: float, first: int) -> str:
-    """Speed and time left, if anything was done since `first` bytes at `began`."""
-    if event.done == first or now <= began:
-        return ""
-    rate = (event.done - first) / (now - began)
-    return f"  {size_text(rate)}/s  {duration_text((event.total - event.done) / rate)} left"
 
 
 def duration_text(seconds: float) -> str:

@@ -180,7 +180,7 @@ def _run_both(source: Checkpoint, target: Checkpoint, tokens: int, prompt: str |
         raise CkptError("running a model needs torch", fix=_TORCH) from None
     both = source.architecture, target.architecture
     inputs = random_inputs(both, tokens) if prompt is None else given_inputs(_token_ids(prompt), both)
-    with progress("running") as listener:
+    with progress("running", of_bytes=False) as listener:
         return compare_logits(source, target, inputs, max_memory, listener)
 
 
