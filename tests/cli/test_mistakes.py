@@ -45,6 +45,7 @@ class TestWords:
                 "--cache is for a source in a store",
                 "leave",
             ),
+            (["convert", "--help", "--to", "toi"], "unknown format 'toi'", "did you mean 'toy'?"),
             (["verify", "a", "b", "--cache", "x"], "--cache is for a source in a store", "leave --cache out"),
             (["plugin", "new", "x", "--container", "troch"], "--container has no value 'troch'", "'torch'"),
         ],
@@ -73,6 +74,10 @@ class TestWords:
         plan = plan_conversion(model, tmp_path / "out", to="toy", dtype=said)
         ran = ckpt("convert", model, tmp_path / "out", "--to", "toy", "--dtype", said, "--dry-run", "--json").json
         assert ran["plan"] == plan.hash and plan.options["dtype"] == "bf16"
+
+    def test_an_argument_is_no_option_of_a_format(self, ckpt, model, tmp_path):
+        ran = ckpt("convert", model, tmp_path / "out", "--to", "toy", "-o", "tp=2")
+        assert ran.code == 2 and "has no write option 'tp'" in ran.err and "--tp, in Python tp=" in ran.err
 
 
 class TestPaths:

@@ -73,10 +73,7 @@ def values_of(option: Option) -> list[str]:
 
 def named_formats(ctx: click.Context) -> list[tuple[str, list[Option]]]:
     """What the command line says so far: each format that it reads or writes, with the options of that side."""
-    said = ctx.meta.get("ckpt.arguments", ())
-    asked = {"read": _after(said, "--from"), "write": _after(said, "--to")}
-    if ctx.info_name == "selftest":
-        asked = {"both": next((word for word in said if not word.startswith("-")), None)}
+    asked = _asked(ctx)
     if not any(asked.values()):
         return []  # without an import
     from ckpt_core.plugins.discovery import load
@@ -88,6 +85,14 @@ def named_formats(ctx: click.Context) -> list[tuple[str, list[Option]]]:
             options = load(name).info.options
             found.append((name, [one for one in options if side in (one.side, "both") or one.side == "both"]))
     return found
+
+
+def _asked(ctx: click.Context) -> dict[str, str | None]:
+    """The name of a format by what it does, as the command line has it."""
+    said = ctx.meta.get("ckpt.arguments", ())
+    if ctx.info_name == "selftest":
+        return {"both": next((word for word in said if not word.startswith("-")), None)}
+    return {"read": _after(said, "--from"), "write": _after(said, "--to")}
 
 
 def _after(words: Iterable[str], option: str) -> str | None:
@@ -110,6 +115,10 @@ class FormatCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
+        for asked in filter(None, _asked(ctx).values()):
+            from ckpt_core.plugins.discovery import require
+
+            require(asked)  # a name that is misspelled is an error here, too
         for name, options in named_formats(ctx):
             from ckpt_core.plugins.request import option_table
 

@@ -23,8 +23,14 @@ def typed_options(info: FormatInfo, given: Mapping[str, str], side: str) -> dict
     return {name: option.parse(given[name]) if name in given else option.default for name, option in known.items()}
 
 
+_ARGUMENTS = ("tp", "pp", "ep", "dtype", "weights", "config")
+"""What every format is asked for by an argument of its own."""
+
+
 def _owners(name: str, side: str) -> str | None:
-    """The sentence that names the formats which have this option, where one that was asked for something has none."""
+    """The sentence that says whose option this is, where the format that was asked has none of this name."""
+    if name in _ARGUMENTS:
+        return f"it is an argument of its own: --{name}, in Python {name}="
     owners = [
         plugin.name
         for plugin in all_plugins()
