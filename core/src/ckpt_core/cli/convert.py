@@ -13,8 +13,8 @@ import click
 
 from ckpt_core.addresses import spelled
 from ckpt_core.cli.mistakes import OneOf
-from ckpt_core.cli.names import PATH, FormatCommand, FormatName
-from ckpt_core.cli.options import Size, layout, reading
+from ckpt_core.cli.names import PATH, FormatCommand
+from ckpt_core.cli.options import Size, layout, reading, written
 from ckpt_core.cli.output import (
     Page,
     Unprintable,
@@ -41,22 +41,9 @@ if TYPE_CHECKING:
 @click.command(cls=FormatCommand, short_help="Convert a checkpoint to another format.")
 @click.argument("src", type=PATH)
 @click.argument("dst", type=PATH)
-@click.option(
-    "--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`."
-)
+@written
 @reading
 @layout
-@click.option(
-    "--max-shard-size",
-    type=Size(),
-    metavar="SIZE",
-    help="The largest size of one output file, e.g. 5GB, where the format has several.",
-)
-@click.option(
-    "--training-state",
-    type=OneOf(["keep", "drop"]),
-    help="Whether the optimizer's moments and all that a run needs to go on are taken along.  [default: where both formats can]",
-)
 @click.option(
     "--max-memory",
     type=Size(),

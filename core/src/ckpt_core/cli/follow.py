@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.convert import with_shard_size
-from ckpt_core.cli.mistakes import OneOf
-from ckpt_core.cli.names import PATH, FormatCommand, FormatName
-from ckpt_core.cli.options import Size, layout, reading
+from ckpt_core.cli.names import PATH, FormatCommand
+from ckpt_core.cli.options import Size, layout, reading, written
 from ckpt_core.cli.output import emit_json, paint, say
 from ckpt_core.cli.progress import duration_text
 from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError, UsageError
@@ -96,17 +95,9 @@ def _files_in(path: str) -> list[str]:
 @click.command(cls=FormatCommand, short_help="Convert each new checkpoint of a running training, once.")
 @click.argument("run", type=PATH)
 @click.argument("dst", type=PATH)
-@click.option(
-    "--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`."
-)
+@written
 @reading
 @layout
-@click.option("--max-shard-size", type=Size(), metavar="SIZE", help="The largest size of one output file, e.g. 5GB.")
-@click.option(
-    "--training-state",
-    type=OneOf(["keep", "drop"]),
-    help="Whether the optimizer's moments and all that a run needs to go on are taken along.  [default: where both formats can]",
-)
 @click.option(
     "--max-memory",
     type=Size(),

@@ -77,8 +77,8 @@ def _keeping(command: Callable) -> Callable:
 
         arguments = [one.name for one in click.get_current_context().command.params if isinstance(one, click.Argument)]
         writes = (
-            "dtype" in asked
-        )  # who says how a checkpoint is written writes DST; all others read what they are given
+            "to" in asked
+        )  # a command that is told the format of DST writes it; the others read all that they are given
         read = [str(asked[name]) for name in arguments if name and not (writes and name == "dst")]
         if all(scheme_of(one) is None for one in read):
             raise UsageError(
@@ -165,6 +165,28 @@ def for_each_side(
         for number in takers:
             sides[number][key] = value
     return sides
+
+
+def written(command: Callable) -> Callable:
+    """The options of every command that writes checkpoints: `to`, `max_shard_size`, `training_state`."""
+    for option in (
+        click.option(
+            "--training-state",
+            type=OneOf(["keep", "drop"]),
+            help="Whether the optimizer's moments and all that a run needs to go on are taken along.  [default: where both formats can]",
+        ),
+        click.option(
+            "--max-shard-size",
+            type=Size(),
+            metavar="SIZE",
+            help="The largest size of one output file, e.g. 5GB, where the format has several.",
+        ),
+        click.option(
+            "--to", type=FormatName(), required=True, metavar="FORMAT", help="The format to write; see `ckpt formats`."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def layout(command: Callable) -> Callable:

@@ -9,6 +9,9 @@ from ckpt_core.errors import UsageError, did_you_mean
 from ckpt_core.plugins.discovery import all_plugins
 from ckpt_core.plugins.request import FormatInfo
 
+_ARGUMENTS = ("tp", "pp", "ep", "dtype", "weights", "config")
+"""What every format is asked for by an argument of its own."""
+
 
 def typed_options(info: FormatInfo, given: Mapping[str, str], side: str) -> dict[str, Any]:
     """All options of one side with their values; an unknown name is a `UsageError`."""
@@ -21,10 +24,6 @@ def typed_options(info: FormatInfo, given: Mapping[str, str], side: str) -> dict
                 fix=did_you_mean(name, known, _owners(name, side) or f"see: ckpt formats {info.name}"),
             )
     return {name: option.parse(given[name]) if name in given else option.default for name, option in known.items()}
-
-
-_ARGUMENTS = ("tp", "pp", "ep", "dtype", "weights", "config")
-"""What every format is asked for by an argument of its own."""
 
 
 def _owners(name: str, side: str) -> str | None:
