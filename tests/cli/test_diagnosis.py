@@ -168,7 +168,8 @@ class TestWhatIsNotInstalled:
         assert diagnosis(str(tmp_path), ours, lambda path: []).fix == "name the format with --from"
 
     def test_a_format_that_is_named_leads_to_its_package(self, monkeypatch):
-        monkeypatch.setattr(discovery, "entry_points", lambda: {"ir": []})
+        ours = {"ir": discovery.entry_points()["ir"]}  # the entry itself, because what is loaded here stays loaded
+        monkeypatch.setattr(discovery, "entry_points", lambda: ours)
         with pytest.raises(UsageError) as raised:
             discovery.load.__wrapped__("fsdp-lora")
         assert raised.value.fix == "pip install ckpt-peft, or ckpt-convert for all formats"
