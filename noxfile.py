@@ -55,7 +55,7 @@ def lowest(session: nox.Session) -> None:
     install(session, *HELPERS, *GROUPS["test"])
     said = [nox.project.load_toml(f"{package}/pyproject.toml")["project"]["dependencies"] for package in PACKAGES]
     needed = {one.replace(">=", "==") for some in said for one in some if not one.startswith("ckpt-")}
-    session.install("--no-deps", *sorted(needed))
+    session.install("-c", "constraints.txt", *sorted(needed))
     rooms = [f"tests/{room}" for room in ("cli", "storage", "laws", "format", "remote")]
     session.run("pytest", "-n", "auto", *(session.posargs or [*rooms, "plugins/gguf"]), env={"OMP_NUM_THREADS": "1"})
 
