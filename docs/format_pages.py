@@ -128,14 +128,14 @@ def hf_index() -> str:
     """The pages of the families, and what is on each."""
     rows = [
         (
-            f"[{HF_PAGES[page][0]}](hf/{page}.md)",
-            ", ".join(f"[{code(heading)}](hf/{page}.md#{anchor(heading)})" for heading, _ in families),
+            f"[{HF_PAGES[page][0]}]({page}.md)",
+            ", ".join(f"[{code(heading)}]({page}.md#{anchor(heading)})" for heading, _ in families),
         )
         for page, families in _hf_families().items()
     ]
     return table(
         ("page", "classes of transformers"),
-        [*rows, ("[Other heads](hf/heads.md)", "bare models, classifiers of texts and of tokens")],
+        [*rows, ("[Other heads](heads.md)", "bare models, classifiers of texts and of tokens")],
     )
 
 
@@ -144,7 +144,7 @@ def hf_families(page: str) -> str:
     from ckpt_hf.common import GENERIC
 
     families, sheet, parts = _hf_families()[page], Sheet(linked=True), []
-    sheet.assume("[every class](../hf.md#keys-of-every-class)", one_by_one(GENERIC))
+    sheet.assume("[every class](index.md#keys-of-every-class)", one_by_one(GENERIC))
     for heading, family in families:
         assert family.config is not None
         parts += [

@@ -76,7 +76,7 @@ def formats() -> str:
         directions = ", ".join(word for word, can in able.items() if can)
         rows.append(
             (
-                f"[{code(name)}](formats/{name}.md)",
+                f"[{code(name)}](formats/{name}{'/index' * (PAGES / 'formats' / name).is_dir()}.md)",
                 code(distribution),
                 directions,
                 parallel,
@@ -95,11 +95,6 @@ _NAME_PAGES = {
 }
 
 
-def _when(name: NativeName) -> str:
-    """Which ranks have it, and under what conditions it is called so."""
-    return ", ".join((*filter(None, [code(name.ranks)]), *name.conditions))
-
-
 def names(page: str = "") -> str:
     """What every format calls each canonical parameter of a page. Formats that call it the same stand in one row.
 
@@ -108,19 +103,34 @@ def names(page: str = "") -> str:
     parts = []
     for canonical, by_format in names_everywhere().items():
         home = next((name for name, begins in _NAME_PAGES.items() if canonical.startswith(begins)), "")
-        formats: dict[tuple[str, str, str], list[str]] = {}
+        formats: dict[tuple[str, str], dict[str, list[str]]] = {}
         for format, found in by_format.items() if home == page else ():
             told = [(one.native, one.sentence, _when(one)) for one in found] if format in FIRST_PARTY else []
             for native, sentence, when in told:
                 if not when or (native, sentence, "") not in told:
-                    formats.setdefault((native, sentence, when), []).append(format)
+                    formats.setdefault((native, sentence), {}).setdefault(when, []).append(format)
         if formats:
             rows = [
-                (code(native), code(sentence), rest, codes(dict.fromkeys(those)))
-                for (native, sentence, rest), those in formats.items()
+                (
+                    code(native),
+                    code(sentence),
+                    "; ".join(f"{codes(dict.fromkeys(those))}{when}" for when, those in by.items()),
+                )
+                for (native, sentence), by in formats.items()
             ]
-            parts += [f"## `{canonical}`", table(("name", "layout of one rank", "", "formats"), rows)]
+            parts += [f"## `{canonical}`", table(("name", "layout of one rank", "formats"), rows)]
     return "\n\n".join(parts)
+
+
+def _when(name: NativeName) -> str:
+    """Which ranks have it, and under what conditions it is called so."""
+    said = ", ".join(
+        (
+            *filter(None, [code(name.ranks)]),
+            *(re.sub(r"(?<=^under )\S.*|(?<=^when )\S.*", r"`\g<0>`", one) for one in name.conditions),
+        )
+    )
+    return f" ({said})" * bool(said)
 
 
 def families() -> str:
