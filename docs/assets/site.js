@@ -9,6 +9,9 @@ document.addEventListener("click", (event) => {
   button.dataset.clipboardText = commands.map((line) => line.replace(/^\$ /, "")).join("\n");
 }, true);
 
+// Short names in tables are not broken.
+for (const code of document.querySelectorAll(".md-typeset :is(td, th) code")) code.classList.toggle("short", code.textContent.length < 24);
+
 // Names in code at the end of a row are broken where they have a joint, before they are broken anywhere.
 for (const code of document.querySelectorAll(".md-typeset td:last-child code")) {
   if (code.childElementCount || code.textContent.length < 24) continue;
