@@ -48,6 +48,9 @@ class Troubled(http.server.ThreadingHTTPServer):
 def kind_of(method: str, url: str, ranged: bool) -> str:
     """What a request asks of a store."""
     query = parse_qs(urlsplit(url).query, keep_blank_values=True)
+    if "comp" in query:  # of Azure
+        ways = {"list": "list", "block": "send", "blocklist": "parts" if method == "GET" else "complete"}
+        return ways[query["comp"][0]]
     if "uploadId" in query or "uploads" in query:
         ways = {"PUT": "send", "GET": "parts", "DELETE": "abort"}
         return ways.get(method, "begin" if "uploads" in query else "complete")
@@ -68,7 +71,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(size)
         if len(body) < size:
             return self._break_off()
-        kind = kind_of(self.command, self.path, "Range" in self.headers)
+        kind = kind_of(self.command, self.path, "Range" in self.headers or "x-ms-range" in self.headers)
         with self.server.lock:
             self.server.seen[kind] += 1
             number = self.server.seen[kind]

@@ -48,7 +48,8 @@ _REFUSALS = {
     "RequestTimeTooSkewed": ("the clock of this machine is wrong, says the store", "set it right"),
 }
 """What stores answer that has another cause than a missing right: the problem, and what to do."""
-_NO_BUCKET = "look at its name, and at the region and endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
+_NO_BUCKET = "look at its name, and at the region, endpoint or account (AWS_REGION, AWS_ENDPOINT_URL, AZURE_STORAGE_ACCOUNT_NAME)"
+_NO_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound")
 
 
 class Bucket:
@@ -114,6 +115,8 @@ class Bucket:
             raise StoreError(
                 "the store gives no ETag", file=address, expected="one: without it a change would not be seen"
             )
+        if not version.endswith('"'):  # Azure leaves the quotes out where it lists, and has them in each answer
+            version = f'"{version}"'
         return Object(address, meta["size"], version, int(meta["last_modified"].timestamp() * 1e6) * 1000)
 
     @contextlib.contextmanager
@@ -133,10 +136,8 @@ class Bucket:
         except (errors.PermissionDeniedError, errors.UnauthenticatedError, PermissionError) as error:
             raise self._refused(address, error) from None
         except (errors.GenericError, OSError) as error:
-            if "NoSuchBucket" in str(error):
-                raise StoreError(
-                    "there is no such bucket", file=self._root, found="NoSuchBucket", fix=_NO_BUCKET
-                ) from None
+            if (code := next((one for one in _NO_BUCKET_CODES if one in str(error)), None)) is not None:
+                raise StoreError("there is no such bucket", file=self._root, found=code, fix=_NO_BUCKET) from None
             if (status := _STATUS.search(str(error))) is not None and status[1] not in ("408", "429"):
                 raise self._refused(address, error) from None
             if "redirect without LOCATION" in str(error):
@@ -186,7 +187,11 @@ def _of_boto3(library: Any) -> Any:
 def _said(error: Exception) -> str:
     """What a store says in XML, or the library does; without the query of a URL, which may be signed."""
     text = str(error)
-    words = [" ".join(found[1].split()) for word in ("Code", "Message") if (found := _WORD[word].search(text))]
+    words = [
+        " ".join(found[1].partition("RequestId:")[0].split())
+        for word in ("Code", "Message")
+        if (found := _WORD[word].search(text))
+    ]
     if words:
         return ": ".join(words)[:300]
     return " ".join(_QUERY.sub(r"\1", text.partition("Debug source")[0]).split())[:300]

@@ -83,6 +83,10 @@ class S3:
         if os.environ.get("AWS_REQUEST_PAYER", "").lower() in ("true", "1", "requester"):  # as obstore reads it
             self._client.meta.events.register("provide-client-params.s3", _paid)
 
+    def removal(self, address: str) -> str:
+        """See `WritableStore`."""
+        return f"aws s3 rm --recursive {address}"
+
     def below(self, address: str) -> Sequence[str]:
         """See `WritableStore`; the first thousand."""
         prefix = self._key(address).rstrip("/") + "/"
@@ -163,8 +167,8 @@ class S3:
                     found[one["PartNumber"]] = Part(one["ETag"].strip('"'), one["Size"])
         return found
 
-    def complete(self, address: str, upload: str, tags: Sequence[str]) -> None:
-        """See `WritableStore`."""
+    def complete(self, address: str, upload: str, tags: Sequence[str], plan: str) -> None:
+        """See `WritableStore`. An upload has its mark since it began."""
         parts = [{"PartNumber": number, "ETag": f'"{tag}"'} for number, tag in enumerate(tags, 1)]
         with self._errors(address):
             self._client.complete_multipart_upload(
