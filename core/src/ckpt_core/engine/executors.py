@@ -136,9 +136,6 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
         local = {"num_cpus": workers, "include_dashboard": False} if address is None else {"address": address}
         with _connected("ray", address):
             _check_listens("ray", address)
-            # Ray's C++ part logs to stderr, past Python's logging: a warning of every machine without a way to the internet (Ray 2.60,
-            # network_util.cc). A level that the user has set stays.
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
             ray.init(**local, log_to_driver=False, logging_level=logging.ERROR)
     deaths = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
     executor = RayCluster(ray.remote, deaths)
