@@ -27,14 +27,14 @@ import obstore
 import pytest
 from killed_upload import PART, killed
 from object_servers import BUCKET, Azurite, Moto, Server
-from troubled_store import TROUBLES, Troubled
+from troubled_store import SLOW, TROUBLES, WRONG, Troubled
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.engine import claim, parts
 from ckpt_core.engine.uploads import SENDERS
 from ckpt_core.errors import CkptError, FormatError, StoreError
 from ckpt_core.receipt.places import RECEIPT
-from ckpt_core.storage.bytes.remote import ranges, writable
+from ckpt_core.storage.bytes.remote import az, buckets, ranges, s3, writable
 from ckpt_core.storage.bytes.remote.objects import Hiccup
 from ckpt_core.storage.bytes.remote.s3 import S3
 from ckpt_core.storage.bytes.remote.writing import Body, Gone, Taken
@@ -455,30 +455,46 @@ def test_the_command_leaves_one_that_lives_alone(
     whole_and_alone(large, address, tmp_path / "a", tmp_path)
 
 
+def limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every client wait two seconds for a byte, not sixty."""
+    for module in (az, buckets, s3):
+        monkeypatch.setattr(module, "_TIMEOUT", 2)
+    forget_clients()
+
+
 READING = {"list", "head", "get", "range", "parts"}
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("trouble", [*TROUBLES, *SLOW])
 def test_each_trouble_of_a_store_passes(
-    store: Server, troubled: Troubled, model: Path, small_parts: None, tmp_path: Path, trouble: str
+    store: Server,
+    troubled: Troubled,
+    model: Path,
+    small_parts: None,
+    tmp_path: Path,
+    trouble: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Requests 1, 4, 9, 16, ... of each kind have the trouble; from bucket to bucket, verified there.
+    """Requests 1, 4, 9, 16, ... of each kind have the trouble, each twentieth if that takes its time; from bucket to bucket, verified there.
 
     The gaps grow. With equal gaps, threads that take turns can let one request have all of the trouble.
     """
+    if trouble in SLOW:
+        limit(monkeypatch)
     source, address = put(store, model, f"trouble/{trouble}/from"), store.address(f"trouble/{trouble}/to")
     lock, struck = threading.Lock(), Counter[str]()
 
     def strikes(kind: str, number: int) -> str | None:
         with lock:
-            if math.isqrt(number) ** 2 != number or (trouble == "error in 200" and kind != "complete"):
+            has = number % 20 == 1 if trouble in SLOW else math.isqrt(number) ** 2 == number
+            if not has or (trouble == "error in 200" and kind != "complete"):
                 return None  # S3 begins a long answer before it knows the end of the work
-            if trouble == "short answer" and kind not in READING:
+            if trouble in ("short answer", "stalled answer") and kind not in READING:
                 return None
             struck[kind] += 1
             return trouble
 
-    if trouble in ("lost answer", "short answer"):
+    if trouble in ("lost answer", "short answer", "stalled answer"):
         troubled.after = strikes
     else:
         troubled.before = strikes
@@ -490,8 +506,41 @@ def test_each_trouble_of_a_store_passes(
     assert not list((tmp_path / "spool").iterdir())
     seen = store.seen(address)  # of an upload whose name was lost on the way nobody knows
     assert not seen.parts() and (trouble == "lost answer" or not seen.uploads())
-    assert struck["complete"] or trouble == "short answer"
+    assert struck["complete"] or trouble in ("short answer", "stalled answer")
     assert struck["range"] + struck["get"] or trouble == "error in 200"
+
+
+@pytest.mark.parametrize("trouble", [*SLOW, *WRONG])
+@pytest.mark.parametrize("side", ["read", "written"])
+def test_a_store_that_goes_on_like_that_is_an_error_in_time_or_none(
+    store: Server,
+    troubled: Troubled,
+    model: Path,
+    small_parts: None,
+    tmp_path: Path,
+    side: str,
+    trouble: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each request has the trouble, on the side of the source or of the destination. A redirect leads to where all is well."""
+    limit(monkeypatch)
+    monkeypatch.setattr(ranges, "ATTEMPTS", 2)
+    name = f"forever/{side}/{trouble}"
+    troubled.before = lambda kind, number: trouble if trouble in ("silence", "redirect") else None
+    troubled.after = lambda kind, number: trouble
+    begun = time.monotonic()
+    if side == "read":
+        code, text = ckpt("fingerprint", put(store, model, name))
+    else:
+        code, text = ckpt("convert", model, store.address(name), "--to", "hf", "--spool", tmp_path / "spool")
+    assert time.monotonic() - begun < 90
+    assert code in (0, 1) and "Traceback" not in text and "this is a bug" not in text, text
+    assert code == 1 or trouble in ("redirect", "long answer"), text
+    troubled.calm()
+    if side == "written" and code == 0:
+        assert ckpt("verify", model, store.address(name))[0] == 0
+    elif code == 0:
+        assert text.split()[0] == fingerprint(model)
 
 
 def test_what_a_real_store_refuses_is_said_and_keeps_the_work(

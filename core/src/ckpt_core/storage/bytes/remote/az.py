@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import importlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -53,6 +54,7 @@ class Azure:
             raise CkptError(
                 "writing to az:// needs azure-storage-blob", file=root, fix='pip install "ckpt-convert[az]"'
             ) from None
+        quiet()
         endpoint, credential = self._account()
         with self._errors(root):
             self._client: Any = blobs.ContainerClient(
@@ -253,6 +255,11 @@ class Azure:
                 else f"it takes {_RIGHTS}; then repeat the command: what is done is kept",
             )
         return StoreError("the store refuses the request", file=address, found=said)
+
+
+def quiet() -> None:
+    """Have Azure's libraries not write to stderr what is raised as an error, too: with no handler at all, Python does that with warnings."""
+    logging.getLogger("azure").addHandler(logging.NullHandler())
 
 
 _IF_NONE = {"If-None-Match": "*"}

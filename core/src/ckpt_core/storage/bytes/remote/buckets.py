@@ -1,7 +1,7 @@
 """`s3://bucket/key`, `gs://bucket/key`, `az://container/key`: buckets, through obstore.
 
 Credentials and endpoints are those of its environment (AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME,
-...), of the machine's own role, and, for S3, what boto3 finds where it is installed (~/.aws).
+...), of the machine's own role, and, where they are installed, what boto3 finds for S3 (~/.aws) and azure-identity for Azure (az login).
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from datetime import timedelta
 from typing import Any
 
 from ckpt_core.errors import CkptError, StoreError, UsageError
+from ckpt_core.storage.bytes.remote.az import quiet
 from ckpt_core.storage.bytes.remote.objects import Hiccup, Listing, Object, changed
 
 _KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+_TIMEOUT = 60  # seconds for an answer
 _STATUS = re.compile(r"status code: (4\d\d)")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-
+_AZURE = (
+    "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY",
+    "AZURE_STORAGE_TOKEN", "AZURE_STORAGE_USE_EMULATOR", "AZURE_SKIP_SIGNATURE",
+)  # fmt: skip
+"""What obstore needs no login beside."""
 
 _WORD = {word: re.compile(f"<{word}>(.*?)</{word}>", re.DOTALL) for word in ("Code", "Message")}
 _REGION = re.compile(r"<Region>([a-z0-9-]{1,40})</Region>")
@@ -45,6 +51,10 @@ _REFUSALS = {
     "RequestExpired": _EXPIRED,
     "TokenRefreshRequired": _EXPIRED,
     **dict.fromkeys(_ELSEWHERE_CODES, _ELSEWHERE),
+    "ClientAuthenticationError": (
+        "there are no credentials for az://",
+        "set AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, or log in (az login); for a container that everybody may read AZURE_SKIP_SIGNATURE=true",
+    ),
     "RequestTimeTooSkewed": ("the clock of this machine is wrong, says the store", "set it right"),
 }
 """What stores answer that has another cause than a missing right: the problem, and what to do."""
@@ -65,7 +75,10 @@ class Bucket:
             stores = importlib.import_module("obstore.store")
         except ImportError:
             raise CkptError(f"{scheme}:// needs obstore", file=root, fix='pip install "ckpt-convert[s3]"') from None
-        self._store: Any = getattr(stores, _KINDS[scheme])(name, **_settings(scheme))
+        try:
+            self._store: Any = getattr(stores, _KINDS[scheme])(name, **_settings(scheme))
+        except self._library.exceptions.BaseError as error:  # no account, a key that is none
+            raise StoreError("the store can't be asked", file=root, found=_said(error), fix=_SETTINGS) from None
 
     def listing(self, address: str) -> Listing:
         """The objects below a folder, or of the folder of one object, and the files directly in the two folders above."""
@@ -160,7 +173,7 @@ def _settings(scheme: str) -> dict[str, Any]:
     endpoint = next((value for name in _ENDPOINTS if (value := os.environ.get(name))), "") if scheme == "s3" else ""
     settings: dict[str, Any] = {
         "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=30)},
-        "client_options": {"allow_http": endpoint.startswith("http://") or scheme == "az", "timeout": "60s"},
+        "client_options": {"allow_http": endpoint.startswith("http://") or scheme == "az", "timeout": f"{_TIMEOUT}s"},
     }
     if endpoint:
         settings["endpoint"] = endpoint
@@ -169,6 +182,10 @@ def _settings(scheme: str) -> dict[str, Any]:
     elif scheme == "s3" and not os.environ.get("AWS_ACCESS_KEY_ID"):
         with contextlib.suppress(ImportError):
             settings["credential_provider"] = _of_boto3(importlib.import_module("obstore.auth.boto3"))
+    elif scheme == "az" and not any(map(os.environ.get, _AZURE)):
+        with contextlib.suppress(ImportError):  # who logged in to write may read
+            quiet()
+            settings["credential_provider"] = importlib.import_module("obstore.auth.azure").AzureCredentialProvider()
     return settings
 
 
