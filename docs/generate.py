@@ -21,6 +21,7 @@ from pathlib import Path
 
 import click
 import floors
+import measured
 import plots
 import sdk_names
 from cells import code, codes, matrix, table
@@ -591,6 +592,7 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "command-line": command_line,
     "file": file,
     "template": template,
+    "measured": measured.measured,
     "floors": floors.drawing,
     "rooms": floors.rooms,
     "sdk": sdk_names.page,
