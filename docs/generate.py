@@ -21,6 +21,7 @@ from pathlib import Path
 
 import click
 import floors
+import measured
 import plots
 import sdk_names
 from cells import code, codes, matrix, table
@@ -96,18 +97,14 @@ _NAME_PAGES = {
 
 
 def names(page: str = "") -> str:
-    """What every format calls each canonical parameter of a page. Formats that call it the same stand in one row.
-
-    What a format calls so without a condition is not told once more with the conditions of other families.
-    """
+    """What every format calls each canonical parameter of a page. Formats that call it the same stand in one row."""
     parts = []
     for canonical, by_format in names_everywhere().items():
         home = next((name for name, begins in _NAME_PAGES.items() if canonical.startswith(begins)), "")
         formats: dict[tuple[str, str], dict[str, list[str]]] = {}
         for format, found in by_format.items() if home == page else ():
-            told = [(one.native, one.sentence, _when(one)) for one in found] if format in FIRST_PARTY else []
-            for native, sentence, when in told:
-                if not when or (native, sentence, "") not in told:
+            for (native, sentence), whens in _whens(found).items() if format in FIRST_PARTY else ():
+                for when in whens:
                     formats.setdefault((native, sentence), {}).setdefault(when, []).append(format)
         if formats:
             rows = [
@@ -122,15 +119,24 @@ def names(page: str = "") -> str:
     return "\n\n".join(parts)
 
 
-def _when(name: NativeName) -> str:
-    """Which ranks have it, and under what conditions it is called so."""
-    said = ", ".join(
-        (
+def _whens(names: Iterable[NativeName]) -> dict[tuple[str, str], Iterable[str]]:
+    """By name and layout: which ranks have it, and under what conditions it is called so, in words.
+
+    The choices of a format are left out where other choices say the same.
+    """
+    conditions: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for name in names:
+        said = (
             *filter(None, [code(name.ranks)]),
-            *(re.sub(r"(?<=^under )\S.*|(?<=^when )\S.*", r"`\g<0>`", one) for one in name.conditions),
+            *(re.sub(r"^(under|when) (.*)", r"\1 `\2`", one) for one in name.conditions),
         )
-    )
-    return f" ({said})" * bool(said)
+        conditions.setdefault((name.native, name.sentence), []).append(said)
+    found = {}
+    for place, several in conditions.items():
+        if len(several) > 1:
+            several = [tuple(one for one in said if not one.startswith("under ")) for said in several]
+        found[place] = [""] if () in several else dict.fromkeys(f" ({', '.join(said)})" for said in several)
+    return found
 
 
 def families() -> str:
@@ -591,6 +597,7 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "command-line": command_line,
     "file": file,
     "template": template,
+    "measured": measured.measured,
     "floors": floors.drawing,
     "rooms": floors.rooms,
     "sdk": sdk_names.page,

@@ -146,7 +146,7 @@ def config_table(entries: Iterable[Entry]) -> str:
             rows.append((codes(entry.keys), entry.words()))
     rows += [("", f"always {', '.join(always)}")] * bool(always)
     rows += [(_by_section(keys), words) for (_, words), keys in sorted(alike.items(), key=lambda one: one[0][0])]
-    return table(("key", "says"), rows)
+    return f'<div class="keys" markdown>\n\n{table(("key", "says"), rows)}\n\n</div>'
 
 
 def _by_section(keys: Iterable[str]) -> str:

@@ -18,6 +18,11 @@ for (const code of document.querySelectorAll(".md-typeset td:last-child code")) 
   code.innerHTML = code.innerHTML.replace(/(?<=[_/:.=])(?=\w)/g, "<wbr>");
 }
 
+// The same beside the page, where the names of classes are longer than the room.
+for (const label of document.querySelectorAll(".md-nav--secondary .md-ellipsis :is(.md-typeset, code)")) {
+  if (!label.childElementCount) label.innerHTML = label.innerHTML.replace(/(?<=[_.])(?=\w)|(?=For[A-Z])|(?<=[a-z\d])(?=Model)/g, "<wbr>");
+}
+
 // On a narrow screen the rows of a table that does not fit are set as paragraphs: every cell knows the title of its column.
 const titlesOf = (table) => [...(table.tHead?.rows[0]?.cells ?? [])].map((cell) => cell.textContent.trim());
 const tables = matchMedia("(max-width: 44.9em)").matches ? [...document.querySelectorAll(".md-typeset table:not([class])")] : [];
