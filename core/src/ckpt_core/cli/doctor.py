@@ -38,6 +38,7 @@ LIBRARIES = (
     Library("huggingface_hub", "sources at hf://owner/name", 'pip install "ckpt-convert[hub]"'),
     Library("obstore", "sources at s3://, gs:// and az://", 'pip install "ckpt-convert[s3]"'),
     Library("boto3", "destinations at s3://", 'pip install "ckpt-convert[s3]"'),
+    Library("azure-storage-blob", "destinations at az://", 'pip install "ckpt-convert[az]"'),
     Library("ray", "convert --engine ray", 'pip install "ckpt-convert[ray]"'),
     Library("distributed", "convert --engine dask", 'pip install "ckpt-convert[dask]"'),
     Library("matplotlib", "verify --plot", 'pip install "ckpt-convert[plot]"'),
