@@ -11,8 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import cast
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import Tile
 from ckpt_core.lean import dataclass

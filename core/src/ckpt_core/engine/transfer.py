@@ -10,8 +10,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.engine.encoding import Encoder, Stored
 from ckpt_core.engine.pieces import StoredAs, Transfer, Write
 from ckpt_core.layout import ValueMap

@@ -24,8 +24,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.engine import marks
 from ckpt_core.engine.pages import Edge, Pages
 from ckpt_core.engine.pieces import Transfer

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.architecture import Architecture, Attention, Layer, Mlp, Stack, same_value
 from ckpt_core.layout import scale
 from ckpt_core.lean import dataclass

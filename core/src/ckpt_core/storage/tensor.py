@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.errors import FormatError
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import DType

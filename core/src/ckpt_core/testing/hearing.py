@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.api import OpenCheckpoint
 from ckpt_core.architecture import Architecture, Facts, PerLayer, architecture_of, facts_of, parameters
 from ckpt_core.architecture.facts import default_of

@@ -14,9 +14,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import field
 
-import numpy as np
 import torch
 
+from ckpt_core import numpy as np
 from ckpt_core.api import OpenCheckpoint
 from ckpt_core.architecture import Architecture, parameters
 from ckpt_core.checkpoint import Checkpoint

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
+from ckpt_core import numpy as np
 from ckpt_core.api import OpenCheckpoint, fingerprint, plan_conversion, read_checkpoint
 from ckpt_core.architecture import Architecture, Facts, Parameter, architecture_of, facts_of
 from ckpt_core.engine.run import run_plan

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ckpt_core.sdk import (
     Config,
@@ -27,6 +25,9 @@ from ckpt_core.sdk import (
     trees,
 )
 from ckpt_megatron.sdk import contents
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # `model.` is the attribute that holds the network; Float16Module and torch.compile add theirs.
 _WRAPPERS = ("model.", "module.", "_orig_mod.")
