@@ -25,13 +25,13 @@ from ckpt_core.config import (
     one_of,
     rules,
     same_as,
-    tagged,
     values,
 )
 from ckpt_core.description import Description, RankTensors
 from ckpt_core.errors import CkptError, FormatError, Refusal
 from ckpt_core.format import Folder, Format
 from ckpt_core.layout import Table, drop, row
+from ckpt_core.lean import dataclass
 from ckpt_core.plugins import judgement
 from ckpt_core.plugins.hookspecs import hookimpl
 from ckpt_core.plugins.request import FormatInfo, Option, ReadRequest, WriteRequest
@@ -74,6 +74,7 @@ __all__ = [
     "configs",
     "containers",
     "custom",
+    "dataclass",
     "decided",
     "derived",
     "disk",
@@ -101,7 +102,6 @@ __all__ = [
     "rules",
     "same_as",
     "schema",
-    "tagged",
     "torch_files",
     "trees",
     "values",

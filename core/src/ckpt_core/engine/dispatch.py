@@ -20,7 +20,7 @@ from concurrent.futures import (
     Future,
     wait,
 )
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ckpt_core.engine import marks
 from ckpt_core.engine.cluster import Cluster
@@ -32,6 +32,7 @@ from ckpt_core.engine.threads import Finished
 from ckpt_core.engine.transfer import Result
 from ckpt_core.engine.worker import Run, Task, look, perform
 from ckpt_core.errors import CkptError, Lines, WorkerError
+from ckpt_core.lean import dataclass
 from ckpt_core.tensors.source import SourceFiles
 
 _FIRST = 30.0  # seconds for the first results: on a cluster processes are started, and import

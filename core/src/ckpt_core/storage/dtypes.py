@@ -163,7 +163,11 @@ def _float8(name: str) -> np.ndarray:
     """The float32 of each code of an 8-bit float."""
     if name == "fp8_e8m0":
         return _powers_of_two()
-    return _float8_values(4, 3, 7, has_infinity=False) if name == "fp8_e4m3" else _float8_values(5, 2, 15, has_infinity=True)
+    return (
+        _float8_values(4, 3, 7, has_infinity=False)
+        if name == "fp8_e4m3"
+        else _float8_values(5, 2, 15, has_infinity=True)
+    )
 
 
 _FLOAT8 = ("fp8_e8m0", "fp8_e4m3", "fp8_e5m2")

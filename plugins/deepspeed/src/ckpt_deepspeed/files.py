@@ -17,10 +17,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import FormatError, disk, errors, ledgers, torch_files
+from ckpt_core.sdk import FormatError, dataclass, disk, errors, ledgers, torch_files
 from ckpt_deepspeed.contents import enter_unread
 
 LATEST, LATEST_UNIVERSAL = "latest", "latest_universal"

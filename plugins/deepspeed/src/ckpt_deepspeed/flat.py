@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from ckpt_core.sdk import StoredTensor, lazy
+from ckpt_core.sdk import StoredTensor, dataclass, lazy
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, torch_files
+from ckpt_core.sdk import CkptError, dataclass, torch_files
 from ckpt_deepspeed.files import Folder, find_folder, scan
 
 MODEL, PIPELINE = "model", "pipeline"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -16,6 +16,7 @@ from ckpt_core.sdk import (
     ReadRequest,
     StoredTensor,
     company,
+    dataclass,
     disk,
     errors,
     layouts,

@@ -14,12 +14,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, dtypes, torch_files
+from ckpt_core.sdk import CkptError, FormatError, StoredTensor, dataclass, disk, dtypes, torch_files
 from ckpt_deepspeed.contents import enter_partition
 from ckpt_deepspeed.files import Folder, ranks, read_states, section
 from ckpt_deepspeed.flat import Flat, Kept, piece, pieces_of

@@ -15,9 +15,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, FormatError, chunked, disk, errors, torch_files
+from ckpt_core.sdk import CkptError, FormatError, chunked, dataclass, disk, errors, torch_files
 from ckpt_fsdp.steps import is_step
 
 HUGGINGFACE = "huggingface"

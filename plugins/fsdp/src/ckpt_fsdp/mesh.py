@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import FormatError, StoredTensor, disk, lazy, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, dataclass, disk, lazy, torch_files
 
 _MOST_RANKS = 1 << 20
 Leaf = tuple[int, int]

@@ -13,7 +13,6 @@ import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -21,6 +20,7 @@ from ckpt_core.sdk import (
     RankTensors,
     TargetBuilder,
     chunked,
+    dataclass,
     dtypes,
     errors,
     layouts,

@@ -11,10 +11,10 @@ that is stored must have the shape that follows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeGuard
 
-from ckpt_core.sdk import FormatError, StoredTensor, dtypes, lazy, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, dataclass, dtypes, lazy, torch_files
 from ckpt_fsdp.mesh import Mesh, read_mesh
 
 _MOST_DIMENSIONS = 64

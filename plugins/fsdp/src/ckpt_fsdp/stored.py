@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar
 
 from ckpt_core.sdk import (
@@ -15,6 +15,7 @@ from ckpt_core.sdk import (
     RankTensors,
     Table,
     chunked,
+    dataclass,
     disk,
     documents,
     dtypes,

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, FormatError, Refusal, StoredTensor, dtypes, layouts, lazy
+from ckpt_core.sdk import Checkpoint, FormatError, Refusal, StoredTensor, dataclass, dtypes, layouts, lazy
 from ckpt_gguf.kinds import Kind
 
 _BYTE = dtypes.dtype_named("uint8")

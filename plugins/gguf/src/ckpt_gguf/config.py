@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -20,6 +20,7 @@ from ckpt_core.sdk import (
     Facts,
     by_layer,
     configs,
+    dataclass,
     decided,
     derived,
     fact_is,

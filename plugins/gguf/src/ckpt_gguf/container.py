@@ -17,12 +17,11 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import FormatError, Refusal, disk
+from ckpt_core.sdk import FormatError, Refusal, dataclass, disk
 from ckpt_gguf.kinds import BY_NUMBER, Kind
 from ckpt_gguf.places import MAGIC
 

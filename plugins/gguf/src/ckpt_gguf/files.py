@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, disk
+from ckpt_core.sdk import FormatError, dataclass, disk
 from ckpt_gguf.container import Entry, Header, read_header
 from ckpt_gguf.places import SUFFIX, in_folder
 

@@ -5,9 +5,7 @@ The numbers and the sizes are those of ggml.h; a block lies along a row, and a r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ckpt_core.sdk import dtypes
+from ckpt_core.sdk import dataclass, dtypes
 
 __all__ = ["BF16", "BY_NUMBER", "F16", "F32", "PLAIN", "Q8_0", "Kind"]
 

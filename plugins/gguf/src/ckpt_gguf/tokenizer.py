@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import CkptError, FormatError, company, ledgers
+from ckpt_core.sdk import CkptError, FormatError, company, dataclass, ledgers
 from ckpt_gguf.splitting import BY_NAME, byte_level, pre_tokenizer_of
 from ckpt_gguf.vocabulary import (
     BLANK,

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, FormatError, Refusal, company, documents, ledgers
+from ckpt_core.sdk import Checkpoint, FormatError, Refusal, company, dataclass, documents, ledgers
 from ckpt_gguf.splitting import names, splitting_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from dataclasses import field as member
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -15,6 +15,7 @@ from ckpt_core.sdk import (
     Facts,
     Table,
     configs,
+    dataclass,
     decided,
     derived,
     fact_is,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
     TargetBuilder,
     company,
     containers,
+    dataclass,
     disk,
     documents,
     errors,

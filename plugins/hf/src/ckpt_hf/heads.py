@@ -7,10 +7,10 @@ language model, and which of these classes transformers has besides; `Family.wit
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Table, configs, fact_is, ignore, key, note, row, schema
+from ckpt_core.sdk import Architecture, Table, configs, dataclass, fact_is, ignore, key, note, row, schema
 from ckpt_hf.labels import LABELS
 
 

@@ -8,9 +8,8 @@ prefixes beforehand: a spelling is right if with it every name of the class is f
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-from ckpt_core.sdk import Architecture, CkptError, Table, layouts
+from ckpt_core.sdk import Architecture, CkptError, Table, dataclass, layouts
 from ckpt_hf.common import TableSet
 
 _MOST_PREFIXES = 4

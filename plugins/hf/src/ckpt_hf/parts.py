@@ -8,7 +8,6 @@ multimodal rotary embedding (m-rope) are one and the same row on text, so that i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -17,6 +16,7 @@ from ckpt_core.sdk import (
     StoredTensor,
     Table,
     company,
+    dataclass,
     errors,
     layouts,
     ledgers,

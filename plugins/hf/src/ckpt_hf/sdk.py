@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -18,6 +18,7 @@ from ckpt_core.sdk import (
     Refusal,
     Table,
     architecture_of,
+    dataclass,
     documents,
     dtypes,
     layouts,

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, FormatError, company, containers, errors, ledgers
+from ckpt_core.sdk import CkptError, FormatError, company, containers, dataclass, errors, ledgers
 from ckpt_hf.files import (
     KINDS,
     WeightFiles,

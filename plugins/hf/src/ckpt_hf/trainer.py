@@ -15,7 +15,7 @@ import math
 import os
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -23,6 +23,7 @@ from ckpt_core.sdk import (
     FormatError,
     RankTensors,
     TargetBuilder,
+    dataclass,
     disk,
     documents,
     dtypes,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import Option, Table, drop
+from ckpt_core.sdk import Option, Table, dataclass, drop
 
 PART = Option(
     "part",

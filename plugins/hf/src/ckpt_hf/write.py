@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -20,6 +19,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     company,
     configs,
+    dataclass,
     disk,
     dtypes,
     errors,

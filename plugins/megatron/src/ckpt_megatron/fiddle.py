@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import FormatError, torch_files
+from ckpt_core.sdk import FormatError, dataclass, torch_files
 from ckpt_megatron.transformer_config import dotted
 
 __all__ = ["Call", "NamedObject", "plain_of", "read_graph", "write_graph"]

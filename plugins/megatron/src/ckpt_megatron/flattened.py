@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.sdk import StoredTensor, chunked, dtypes
+from ckpt_core.sdk import StoredTensor, chunked, dataclass, dtypes
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
     FormatError,
     RankTensors,
+    dataclass,
     disk,
     layouts,
     lazy,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import Refusal, WriteRequest, dtypes, torch_files
+from ckpt_core.sdk import Refusal, WriteRequest, dataclass, dtypes, torch_files
 from ckpt_megatron.files import FSDP_DTENSOR
 from ckpt_megatron.names import LegacySpelling
 

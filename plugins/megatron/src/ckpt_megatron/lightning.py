@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import FormatError, disk, lazy, ledgers, reading
+from ckpt_core.sdk import FormatError, dataclass, disk, lazy, ledgers, reading
 
 __all__ = ["STEP", "Progress", "continued", "counters", "iterations", "progress_in"]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from ckpt_core.sdk import dataclass
 
 # fmt: off
 # Before Megatron-Core (and with --use-legacy-models until 0.17). The container was called `transformer` in 2020,

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, StoredTensor, errors, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, dataclass, errors, torch_files
 from ckpt_megatron import masters
 from ckpt_megatron.config import GPT, MLA
 from ckpt_megatron.files import optimizer_file

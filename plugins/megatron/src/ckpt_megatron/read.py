@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -19,6 +19,7 @@ from ckpt_core.sdk import (
     architecture_of,
     chunked,
     company,
+    dataclass,
     errors,
     layouts,
     reading,

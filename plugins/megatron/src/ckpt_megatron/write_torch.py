@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
-from ckpt_core.sdk import dtypes, layouts, torch_files
+from ckpt_core.sdk import dataclass, dtypes, layouts, torch_files
 from ckpt_megatron import weights
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import extra_states

@@ -7,7 +7,6 @@ Nanotron reads it strictly: a key that its class does not know fails the run, so
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckpt_core.sdk import (
@@ -20,6 +19,7 @@ from ckpt_core.sdk import (
     by_layer,
     configs,
     custom,
+    dataclass,
     decided,
     derived,
     fact_is,

@@ -15,9 +15,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
-from ckpt_core.sdk import CkptError, FormatError, StoredTensor, containers, disk, errors, layouts, lazy, torch_files
+from ckpt_core.sdk import (
+    CkptError,
+    FormatError,
+    StoredTensor,
+    containers,
+    dataclass,
+    disk,
+    errors,
+    layouts,
+    lazy,
+    torch_files,
+)
 
 CONFIG = "model_config.json"
 TRAINING_CONFIG = "config.yaml"

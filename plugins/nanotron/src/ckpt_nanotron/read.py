@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -18,6 +18,7 @@ from ckpt_core.sdk import (
     ReadRequest,
     architecture_of,
     company,
+    dataclass,
     disk,
     documents,
     errors,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import CkptError, documents, dtypes, ledgers, reading
+from ckpt_core.sdk import CkptError, dataclass, documents, dtypes, ledgers, reading
 from ckpt_nanotron.config import Release
 
 _STAGE = "Stable Training Stage"

@@ -14,10 +14,10 @@ import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import TargetBuilder, dtypes, errors, layouts, ledgers, reading, torch_files
+from ckpt_core.sdk import TargetBuilder, dataclass, dtypes, errors, layouts, ledgers, reading, torch_files
 from ckpt_nanotron.config import Release
 from ckpt_nanotron.optimizer import CONFIG, MASTERS, divided
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, FormatError, Refusal
+from ckpt_core.sdk import Checkpoint, FormatError, Refusal, dataclass
 from ckpt_nemo.container.saved import SavedCheckpoint
 
 

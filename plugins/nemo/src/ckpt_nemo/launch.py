@@ -7,11 +7,11 @@ that takes a newer NeMo is started by another script: NeMo 2.0 has no megatron_g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from os.path import basename, dirname
 from typing import Any
 
-from ckpt_core.sdk import Config, Target, WriteRequest, launches
+from ckpt_core.sdk import Config, Target, WriteRequest, dataclass, launches
 from ckpt_megatron.sdk import DIVISIBLE
 from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX
 from ckpt_nemo.container.tokenizer import SECTION

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import TargetBuilder, dtypes, errors, layouts, ledgers, reading, torch_files
+from ckpt_core.sdk import TargetBuilder, dataclass, dtypes, errors, layouts, ledgers, reading, torch_files
 from ckpt_megatron.sdk import lightning
 from ckpt_nxdt.contents import USER_CONTENT
 from ckpt_nxdt.masters import KEY, UNDECAYED

@@ -8,10 +8,10 @@ differ in three configurations, and shapes are equal.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import Architecture, CkptError, FormatError, errors, schema
+from ckpt_core.sdk import Architecture, CkptError, FormatError, dataclass, errors, schema
 from ckpt_nxdt.files import Weights
 from ckpt_nxdt.weights import Arrangement
 

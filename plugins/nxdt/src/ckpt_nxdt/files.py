@@ -6,9 +6,9 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from ckpt_core.sdk import FormatError, RankTensors, StoredTensor, disk, errors, layouts, lazy, torch_files
+from ckpt_core.sdk import FormatError, RankTensors, StoredTensor, dataclass, disk, errors, layouts, lazy, torch_files
 from ckpt_nxdt.places import DONE, OPTIMIZER, Rank, rank_files, root_of, weights_folder
 from ckpt_nxdt.xser import AbsentTensor, read_xser
 

@@ -6,9 +6,9 @@ A job that is told otherwise stops with "Missing keys", or, with `peft`, trains 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from ckpt_core.sdk import dataclass
 from ckpt_nxdt.weights import Arrangement
 
 FRAGMENT = "nxdt.yaml"

@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, documents, judgement
+from ckpt_core.sdk import Checkpoint, dataclass, documents, judgement
 from ckpt_nxdt.job import FRAGMENT
 from ckpt_nxdt.places import find_folder, root_of
 

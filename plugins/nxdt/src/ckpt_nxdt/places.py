@@ -15,9 +15,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from ckpt_core.sdk import FormatError, torch_files
+from ckpt_core.sdk import FormatError, dataclass, torch_files
 
 BEGUN, DONE = "checkpoint", "done"
 MODEL, OPTIMIZER = "model", "optim"

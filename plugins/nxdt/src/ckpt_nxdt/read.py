@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -12,6 +12,7 @@ from ckpt_core.sdk import (
     FormatError,
     ReadRequest,
     company,
+    dataclass,
     disk,
     ledgers,
     reading,

@@ -7,9 +7,7 @@ megatron). Names hold the global index of a layer, whatever the pipeline. The se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ckpt_core.sdk import Table, drop, layouts, row
+from ckpt_core.sdk import Table, dataclass, drop, layouts, row
 
 # fmt: off
 CHOICES = [

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Hashable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ckpt_core.sdk import FormatError, StoredTensor, disk, dtypes, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, dataclass, disk, dtypes, torch_files
 
 _CLASS = ("torch_xla.utils.serialization", "TensorReference")
 _REFERENCES = frozenset(

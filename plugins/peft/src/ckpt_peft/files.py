@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -19,6 +19,7 @@ from ckpt_core.sdk import (
     StoredTensor,
     company,
     containers,
+    dataclass,
     disk,
     documents,
     ledgers,

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
-from ckpt_core.sdk import FormatError, StoredTensor, dtypes, errors, lazy
+from ckpt_core.sdk import FormatError, StoredTensor, dataclass, dtypes, errors, lazy
 
 PREFIX = "base_model.model."
 

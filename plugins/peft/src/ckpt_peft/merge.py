@@ -11,9 +11,21 @@ PEFT computes in float32 and rounds once; a parameter (`target_parameters`) and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
-from ckpt_core.sdk import Architecture, CkptError, FormatError, Refusal, disk, dtypes, errors, layouts, lazy, schema
+from ckpt_core.sdk import (
+    Architecture,
+    CkptError,
+    FormatError,
+    Refusal,
+    dataclass,
+    disk,
+    dtypes,
+    errors,
+    layouts,
+    lazy,
+    schema,
+)
 from ckpt_hf.sdk import ModelInMemory
 from ckpt_peft.keys import BIAS, MAGNITUDE, AdaptedModule, Contents, NamedTensor
 from ckpt_peft.settings import Settings, saved_as

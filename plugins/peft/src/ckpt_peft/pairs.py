@@ -11,9 +11,9 @@ of them: a Megatron adapter and what it becomes in PEFT, where each module has i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from ckpt_core.sdk import Adapter, Architecture, Checkpoint, Refusal, disk, dtypes, layouts, lazy, schema
+from ckpt_core.sdk import Adapter, Architecture, Checkpoint, Refusal, dataclass, disk, dtypes, layouts, lazy, schema
 from ckpt_hf.sdk import ModelInMemory
 from ckpt_peft.keys import BIAS, DOWN, MAGNITUDE, UP, NamedTensor
 from ckpt_peft.merge import Merger, Target

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Refusal, errors, ledgers
+from ckpt_core.sdk import CkptError, Refusal, dataclass, errors, ledgers
 from ckpt_peft import patterns
 
 LORA = "LORA"

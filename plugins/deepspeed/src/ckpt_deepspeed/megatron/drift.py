@@ -8,11 +8,11 @@ over the ranks, and so we read it, in float32, and say by how much they differ.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
-from ckpt_core.sdk import disk, dtypes, errors, layouts, lazy, ledgers, reading, schema
+from ckpt_core.sdk import dataclass, disk, dtypes, errors, layouts, lazy, ledgers, reading, schema
 
 _BOX = 1 << 20  # elements
 

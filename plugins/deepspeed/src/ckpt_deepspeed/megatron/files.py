@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import Architecture, CkptError, FormatError, StoredTensor, errors, torch_files
+from ckpt_core.sdk import Architecture, CkptError, FormatError, StoredTensor, dataclass, errors, torch_files
 from ckpt_deepspeed import zero
 from ckpt_deepspeed.contents import STATES
 from ckpt_deepspeed.files import Folder, ranks, read_states, section

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ckpt_core.sdk import (
     Architecture,
@@ -17,6 +17,7 @@ from ckpt_core.sdk import (
     StoredTensor,
     architecture_of,
     company,
+    dataclass,
     errors,
     layouts,
     lazy,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     Target,
     TargetBuilder,
     WriteRequest,
+    dataclass,
     dtypes,
     errors,
     facts_of,

@@ -5,10 +5,21 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, documents, dtypes, errors, lazy, ledgers
+from ckpt_core.sdk import (
+    CkptError,
+    FormatError,
+    StoredTensor,
+    dataclass,
+    disk,
+    documents,
+    dtypes,
+    errors,
+    lazy,
+    ledgers,
+)
 from ckpt_hf.files import CONFIG, SIDE_FILE
 from ckpt_hf.quantised.said import KEY, Said
 from ckpt_hf.quantised.spelling import FP8, WEIGHT, Quantity

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, dtypes
+from ckpt_core.sdk import FormatError, dataclass, dtypes
 
 KEY = "quantization_config"
 HINT = "quantisation"

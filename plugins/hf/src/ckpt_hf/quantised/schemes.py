@@ -6,11 +6,10 @@ A weight is the float32 product of the value of its code and its scale, as every
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.sdk import FormatError, Refusal, dtypes, lazy
+from ckpt_core.sdk import FormatError, Refusal, dataclass, dtypes, lazy
 
 
 @dataclass(frozen=True, slots=True)

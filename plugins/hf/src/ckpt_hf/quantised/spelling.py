@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
-from ckpt_core.sdk import FormatError, StoredTensor, lazy
+from ckpt_core.sdk import FormatError, StoredTensor, dataclass, lazy
 
 WEIGHT = ".weight"
 FP8 = ("fp8_e4m3", "fp8_e5m2")

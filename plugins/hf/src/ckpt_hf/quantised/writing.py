@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -14,6 +14,7 @@ from ckpt_core.sdk import (
     StoredTensor,
     TargetBuilder,
     WriteRequest,
+    dataclass,
     dtypes,
     errors,
     layouts,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, Refusal, configs, schema
+from ckpt_core.sdk import CkptError, Facts, Refusal, configs, dataclass, schema
 from ckpt_megatron.args.values import positive
 
 _NUMBERS = ("factor", "original_positions", "beta_fast", "beta_slow")

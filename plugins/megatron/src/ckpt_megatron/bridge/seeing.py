@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -20,6 +20,7 @@ from ckpt_core.sdk import (
     Table,
     chunked,
     configs,
+    dataclass,
     decided,
     derived,
     fact_is,

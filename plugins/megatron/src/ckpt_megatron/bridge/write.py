@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,7 @@ from ckpt_core.sdk import (
     Target,
     WriteRequest,
     company,
+    dataclass,
     documents,
     dtypes,
     facts_of,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import StoredTensor, chunked, disk, errors, reading
+from ckpt_core.sdk import StoredTensor, chunked, dataclass, disk, errors, reading
 from ckpt_megatron.found import RankShare
 from ckpt_megatron.optimizer.groups import DROP
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, chunked, dtypes, errors, reading
+from ckpt_core.sdk import FormatError, chunked, dataclass, dtypes, errors, reading
 from ckpt_megatron.flattened import unflattened
 from ckpt_megatron.names import unwrapped
 from ckpt_megatron.optimizer.found import KINDS, check_precision

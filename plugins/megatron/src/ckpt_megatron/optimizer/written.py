@@ -10,10 +10,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, TargetBuilder, WriteRequest, dtypes, errors, ledgers, reading, torch_files
+from ckpt_core.sdk import (
+    Checkpoint,
+    TargetBuilder,
+    WriteRequest,
+    dataclass,
+    dtypes,
+    errors,
+    ledgers,
+    reading,
+    torch_files,
+)
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.files import FSDP_DTENSOR
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, keeping_rows

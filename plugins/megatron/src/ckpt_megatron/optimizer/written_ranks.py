@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import dtypes, errors, layouts, reading, torch_files
+from ckpt_core.sdk import dataclass, dtypes, errors, layouts, reading, torch_files
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.masters import KEY
 from ckpt_megatron.optimizer.buffers import walked

@@ -8,10 +8,9 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import resources
 
-from ckpt_core.sdk import configs, ignore, key_is
+from ckpt_core.sdk import configs, dataclass, ignore, key_is
 
 _FILE = "config_fields.txt"
 

@@ -6,7 +6,6 @@ How many rows the vocabulary has is not here: the formats say it in ways of thei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -14,6 +13,7 @@ from ckpt_core.sdk import (
     Config,
     Facts,
     configs,
+    dataclass,
     decided,
     derived,
     fact_is,

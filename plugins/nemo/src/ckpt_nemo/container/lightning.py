@@ -14,10 +14,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, company, disk, errors, ledgers, torch_files, trees
+from ckpt_core.sdk import FormatError, company, dataclass, disk, errors, ledgers, torch_files, trees
 from ckpt_megatron.sdk import contents
 from ckpt_megatron.sdk import lightning as progress
 from ckpt_nemo.container.archive import COMPANIONS, read_config

@@ -13,10 +13,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import FormatError, RankTensors, StoredTensor, chunked, disk, errors, ledgers, reading, torch_files
+from ckpt_core.sdk import (
+    FormatError,
+    RankTensors,
+    StoredTensor,
+    chunked,
+    dataclass,
+    disk,
+    errors,
+    ledgers,
+    reading,
+    torch_files,
+)
 from ckpt_megatron.sdk import lightning, masters
 from ckpt_nemo.container.saved import Rank, SavedCheckpoint
 

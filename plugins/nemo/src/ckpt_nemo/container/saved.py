@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from ckpt_core.sdk import (
@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     StoredTensor,
     chunked,
     company,
+    dataclass,
     disk,
     dtypes,
     errors,

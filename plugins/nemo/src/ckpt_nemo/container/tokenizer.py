@@ -13,12 +13,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from blake3 import blake3
 
-from ckpt_core.sdk import CkptError, FormatError, company, documents, ledgers, trees
+from ckpt_core.sdk import CkptError, FormatError, company, dataclass, documents, ledgers, trees
 from ckpt_megatron.sdk import DIVISIBLE
 from ckpt_nemo.container.sentencepiece import piece_count
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -18,6 +18,7 @@ from ckpt_core.sdk import (
     TargetBuilder,
     WriteRequest,
     company,
+    dataclass,
     disk,
     documents,
     dtypes,

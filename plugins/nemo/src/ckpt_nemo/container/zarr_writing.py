@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ckpt_core.sdk import disk, dtypes, layouts, torch_files
+from ckpt_core.sdk import dataclass, disk, dtypes, layouts, torch_files
 from ckpt_megatron.sdk import backend_document
 from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.writing import NemoBuilder

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from ckpt_core.sdk import FormatError, StoredTensor, chunked, errors, layouts, lazy
+from ckpt_core.sdk import FormatError, StoredTensor, chunked, dataclass, errors, layouts, lazy
 from ckpt_megatron.sdk import dist_tensors, is_fused, layer_of, masters, renumbered
 from ckpt_nemo.container.saved import Rank, SavedCheckpoint
 from ckpt_nemo.gpt.weights import ROTARY, TIED_COPY, is_legacy, legacy, plain

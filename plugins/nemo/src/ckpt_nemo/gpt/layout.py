@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Refusal, WriteRequest, errors, layouts
+from ckpt_core.sdk import Architecture, Refusal, WriteRequest, dataclass, errors, layouts
 from ckpt_megatron.sdk import DIVISIBLE, layers_of_stages
 from ckpt_nemo.container.tokenizer import multiple_in
 from ckpt_nemo.gpt.versions import BACKENDS, Since, Version, newer

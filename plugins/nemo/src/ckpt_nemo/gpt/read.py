@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -14,6 +14,7 @@ from ckpt_core.sdk import (
     RankTensors,
     ReadRequest,
     architecture_of,
+    dataclass,
     layouts,
     reading,
 )

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from ckpt_core.sdk import dataclass
 
 Version = tuple[int, int]
 

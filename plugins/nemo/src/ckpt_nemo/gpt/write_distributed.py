@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from ckpt_core.sdk import chunked, dtypes, layouts, schema, torch_files
+from ckpt_core.sdk import chunked, dataclass, dtypes, layouts, schema, torch_files
 from ckpt_megatron.sdk import backend_document, dist_files, dist_place, stacked_extra_states, te
 from ckpt_nemo.container.continuing import distributed_kinds, distributed_optimizer, moment_of
 from ckpt_nemo.container.distributed import COMMON, METADATA

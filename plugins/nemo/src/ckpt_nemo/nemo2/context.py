@@ -9,7 +9,7 @@ have written the checkpoint agree. Where the two files disagree, someone changed
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -18,6 +18,7 @@ from ckpt_core.sdk import (
     Facts,
     FormatError,
     ReadRequest,
+    dataclass,
     documents,
     errors,
     ledgers,

@@ -9,10 +9,10 @@ ByteLevelTokenizer()                                        nothing
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import company, ledgers, trees
+from ckpt_core.sdk import company, dataclass, ledgers, trees
 from ckpt_megatron.sdk import fiddle
 from ckpt_nemo.nemo2.classes import short
 

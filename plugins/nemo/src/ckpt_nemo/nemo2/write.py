@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, documents, facts_of, ledgers, rewrites
+from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, dataclass, documents, facts_of, ledgers, rewrites
 from ckpt_megatron.sdk import (
     DIVISIBLE,
     FileLayout,

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from ckpt_core.sdk import Refusal
+from ckpt_core.sdk import Refusal, dataclass
 from ckpt_nemo.t5.weights import LAST_STAGE_TOKENS, LAYERS, ROOT
 
 _LAYER = {stack: re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.+)") for stack, prefix in LAYERS.items()}

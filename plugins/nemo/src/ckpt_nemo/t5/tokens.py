@@ -8,10 +8,10 @@ the last one foremost.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import FormatError
+from ckpt_core.sdk import FormatError, dataclass
 from ckpt_nemo.container.sentencepiece import PIECES, TRAINER, fields
 
 _UL2 = ("<extra_id_r>", "<extra_id_s>", "<extra_id_x>")

@@ -5,9 +5,7 @@ NeMo r1.16, token_level_encoder_decoder.py: the module `enc_dec_model` of the mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ckpt_core.sdk import Table, layouts, row
+from ckpt_core.sdk import Table, dataclass, layouts, row
 
 ROOT = "enc_dec_model"
 TOKENS = f"{ROOT}.encoder_embedding.word_embeddings.weight"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -14,6 +13,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     architecture_of,
     company,
+    dataclass,
     dtypes,
     facts_of,
     layouts,

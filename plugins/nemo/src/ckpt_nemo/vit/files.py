@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from ckpt_core.sdk import Refusal
+from ckpt_core.sdk import Refusal, dataclass
 from ckpt_nemo.vit.weights import LAYERS
 
 _LAYER = re.compile(rf"{re.escape(LAYERS)}\.(\d+)\.(.+)")

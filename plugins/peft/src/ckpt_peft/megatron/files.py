@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import CkptError, FormatError, Refusal, chunked, disk, documents, ledgers, torch_files
+from ckpt_core.sdk import CkptError, FormatError, Refusal, chunked, dataclass, disk, documents, ledgers, torch_files
 from ckpt_hf.sdk import ModelInMemory
 from ckpt_megatron.sdk import DIST_METADATA, bridge_folder, contents, dist_tensors
 from ckpt_peft.keys import DOWN, MAGNITUDE, UP, AdaptedModule, NamedTensor

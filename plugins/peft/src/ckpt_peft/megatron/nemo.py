@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, chunked, disk, documents, ledgers, torch_files
+from ckpt_core.sdk import FormatError, chunked, dataclass, disk, documents, ledgers, torch_files
 from ckpt_megatron.sdk import fiddle, transformer_config
 from ckpt_peft.keys import DOWN, UP, AdaptedModule
 

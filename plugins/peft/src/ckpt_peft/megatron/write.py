@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -17,6 +17,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     chunked,
     company,
+    dataclass,
     layouts,
     ledgers,
     rewrites,
