@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
@@ -76,6 +75,8 @@ def _names(node: ast.expr) -> list[str]:
 
 
 def _evaluate(node: ast.expr, given: Mapping[str, Any]) -> Any:
+    from fractions import Fraction
+
     match node:
         case ast.BinOp(left=left, right=right, op=op) if type(op) in _OPERATIONS:
             return _OPERATIONS[type(op)](_evaluate(left, given), _evaluate(right, given))

@@ -193,3 +193,12 @@ class Quantised:
     def stored_bytes(self) -> int:
         """How many bytes of files hold the numbers."""
         return sum(operand.stored.elements * operand.stored.dtype.size for operand in self.stored)
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """The named tensors of a file; where they lie under a key `wrapper`, `beside` is what else the file holds, in words."""
+
+    tensors: dict[str, StoredTensor]
+    wrapper: str = ""
+    beside: tuple[str, ...] = ()
