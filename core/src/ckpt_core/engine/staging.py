@@ -32,8 +32,8 @@ from ckpt_core import __version__
 from ckpt_core.engine.marks import MARK
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.plan import Plan
+from ckpt_core.engine.results import Result
 from ckpt_core.engine.states import STATES, write_states
-from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import BeingWritten, CkptError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan

@@ -9,6 +9,7 @@ tool finds them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -27,6 +28,7 @@ GROUP = "ckpt.formats"
 """The entry points of formats; the name of each is the format's."""
 _FOLDERS = (".dist-info", ".egg-info")
 _FILE = "entry_points.txt"
+_HEAD = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,19 @@ class EntryPoint:
     @property
     def distribution(self) -> str:
         """The distribution, with its version."""
-        from importlib import metadata
+        if not isinstance(self.of, str):
+            return f"{self.of.name} {self.of.version}"
+        said = _said_in(self.of)
+        return f"{said.get('Name', '?')} {said.get('Version', '?')}"
 
-        found = metadata.Distribution.at(self.of) if isinstance(self.of, str) else self.of
-        return f"{found.name} {found.version}"
+
+def _said_in(folder: str) -> dict[str, str]:
+    """The first lines of the metadata of a distribution: its name and its version are among them."""
+    for name in ("METADATA", "PKG-INFO"):
+        with contextlib.suppress(OSError), open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
+            head = file.read(_HEAD).partition("\n\n")[0]
+            return dict(line.split(": ", 1) for line in head.split("\n") if ": " in line)
+    return {}
 
 
 @functools.cache

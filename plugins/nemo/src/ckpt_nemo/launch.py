@@ -13,7 +13,8 @@ from typing import Any
 
 from ckpt_core.sdk import Config, Target, WriteRequest, dataclass, launches
 from ckpt_megatron.sdk import DIVISIBLE
-from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX
+from ckpt_nemo.container.lightning import HPARAMS
+from ckpt_nemo.container.places import FOLDER, SUFFIX
 from ckpt_nemo.container.tokenizer import SECTION
 from ckpt_nemo.gpt import config as gpt
 from ckpt_nemo.gpt.versions import newer

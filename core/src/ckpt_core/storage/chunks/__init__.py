@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ckpt_core.storage.chunks.dcp import METADATA, read_distributed
+    from ckpt_core.storage.chunks.dcp import read_distributed
     from ckpt_core.storage.chunks.dcp_write import ChunkSpec, plan_distributed
-    from ckpt_core.storage.chunks.tensor import ChunkedTensor, DistributedCheckpoint
+    from ckpt_core.storage.chunks.tensor import METADATA, ChunkedTensor, DistributedCheckpoint
     from ckpt_core.storage.chunks.zarr import read_zarr
 else:
     from ckpt_core.lazily import found_in
@@ -13,9 +13,9 @@ else:
     __getattr__ = found_in(
         __name__,
         {
-            ".dcp": "METADATA read_distributed",
+            ".dcp": "read_distributed",
             ".dcp_write": "ChunkSpec plan_distributed",
-            ".tensor": "ChunkedTensor DistributedCheckpoint",
+            ".tensor": "METADATA ChunkedTensor DistributedCheckpoint",
             ".zarr": "read_zarr",
         },
     )

@@ -13,6 +13,8 @@ from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
 
+METADATA = ".metadata"
+"""The file of a torch distributed checkpoint that says what lies where."""
 # Of all boxes of a tensor, along the axes that are cut: 200 MB of memory. A million chunks along one axis have so many.
 _MOST_CORNERS = 1 << 21
 

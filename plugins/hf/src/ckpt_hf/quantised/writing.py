@@ -22,7 +22,6 @@ from ckpt_core.sdk import (
     ledgers,
 )
 from ckpt_hf.quantised.said import HINT, KEY
-from ckpt_hf.quantised.schemes import Blocks
 from ckpt_hf.quantised.spelling import WEIGHT
 
 QUANTISE, FP8_BLOCK = "quantise", "fp8-block"
@@ -124,6 +123,8 @@ def _is_embedding(native: layouts.Native) -> bool:
 
 
 def _fp8(native: layouts.Native, dtype: dtypes.DType) -> StoredTensor:
+    from ckpt_hf.quantised.schemes import Blocks  # which computes, with NumPy
+
     rows, columns = native.shape
     e4m3, grid = dtypes.BY_NAME["fp8_e4m3"], (rows // _BLOCK, columns // _BLOCK)
     codes = lazy.Operand(native.name, StoredTensor.contiguous("", e4m3, (rows, columns), 0), columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 # `model.` is the attribute that holds the network; Float16Module and torch.compile add theirs.
 _WRAPPERS = ("model.", "module.", "_orig_mod.")
-_RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})|tp_rank_(\d{2,})_pp_rank_(\d{3,})")
 
 
 def unwrapped(name: str) -> str:
@@ -44,18 +42,6 @@ def unwrapped(name: str) -> str:
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
     return name
-
-
-def rank_of(folder: str) -> tuple[int, int] | None:
-    """The tensor and pipeline parallel rank that a folder's name says.
-
-    >>> rank_of("mp_rank_03"), rank_of("tp_rank_01_pp_rank_002"), rank_of("model_weights")
-    ((3, 0), (1, 2), None)
-    """
-    match = _RANK_FOLDER.fullmatch(folder)
-    if match is None:
-        return None
-    return (int(match[1]), 0) if match[1] else (int(match[2]), int(match[3]))
 
 
 def rank_folder(tp: int, pp: int, ranks: tuple[int, int]) -> str:

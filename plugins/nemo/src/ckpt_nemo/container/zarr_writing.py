@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from ckpt_core.sdk import dataclass, disk, dtypes, layouts, torch_files
 from ckpt_megatron.sdk import backend_document
-from ckpt_nemo.container.distributed import COMMON, METADATA
+from ckpt_nemo.container.places import COMMON, METADATA
 from ckpt_nemo.container.writing import NemoBuilder
 
 _DTYPES = {"fp32": "<f4", "fp16": "<f2", "fp64": "<f8", "bf16": "bfloat16"}

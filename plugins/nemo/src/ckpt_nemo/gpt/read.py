@@ -19,9 +19,9 @@ from ckpt_core.sdk import (
     reading,
 )
 from ckpt_megatron.sdk import padded, te
-from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import check_resolved
 from ckpt_nemo.container.optimizer import distributed_optimizer, moments_by_key, rank_optimizers, saved_training
+from ckpt_nemo.container.places import SUFFIX
 from ckpt_nemo.container.saved import SavedCheckpoint
 from ckpt_nemo.container.tokenizer import Tokenizer, find_tokenizer, multiple_in
 from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING_KEYS
