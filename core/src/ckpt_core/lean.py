@@ -54,10 +54,12 @@ class _Init:
 
 
 def _repr(made: Any) -> Callable[[object], str]:
+    named = [field.name for field in dataclasses.fields(made) if field.repr]
+    shown, words = _values(named), ", ".join(f"{name}=%r" for name in named)
+
     @reprlib.recursive_repr()
     def __repr__(self: object) -> str:
-        named = [field.name for field in dataclasses.fields(made) if field.repr]
-        return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in named)})"
+        return f"{type(self).__qualname__}({words % shown(self)})"
 
     return __repr__
 
