@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,46 @@ def test_a_name_that_is_looked_up_is_what_a_type_checker_sees(module: str) -> No
     assert set(seen) <= set(public.__all__) and all(getattr(public, name) is value for name, value in seen.items())
     with pytest.raises(AttributeError, match=f"module 'ckpt_core.{module}' has no attribute 'absent'"):
         _ = public.absent
+
+
+def used_unimported(source: str) -> set[str]:
+    """The names that a module uses when it runs, and imports only for a type checker."""
+    tree = ast.parse(source)
+    checked = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+        for one in node.body
+        if isinstance(one, ast.Import | ast.ImportFrom)
+        for alias in one.names
+    }
+
+    def used(node: ast.AST, bound: set[str]) -> Iterator[str]:
+        if isinstance(node, ast.Name) and node.id in checked - bound:
+            yield node.id
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            inner = list(ast.walk(node))
+            imports = [one for one in inner if isinstance(one, ast.Import | ast.ImportFrom)]
+            bound = bound | {alias.asname or alias.name for one in imports for alias in one.names}
+            bound |= {one.id for one in inner if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+            bound |= {one.arg for one in inner if isinstance(one, ast.arg)}
+        for field, value in ast.iter_fields(node):
+            if field not in ("annotation", "returns"):
+                for one in value if isinstance(value, list) else [value]:
+                    if isinstance(one, ast.AST):
+                        yield from used(one, bound)
+
+    return set(used(tree, set()))
+
+
+def test_what_a_type_checker_alone_imports_is_not_used() -> None:
+    files = [*CORE.rglob("*.py"), *Path(__file__).parents[2].glob("plugins/*/src/**/*.py")]
+    found = {file: used_unimported(file.read_text()) for file in files}
+    assert not {file: names for file, names in found.items() if names}
+    seen = "if TYPE_CHECKING:\n    from a import B\ndef f(x: B) -> B:\n    from a import B\n    return B()\n"
+    assert not used_unimported(seen) and used_unimported(seen + "y: B = B()\n") == {"B"}
 
 
 class TestEntryPoints:

@@ -126,6 +126,8 @@ def check_state(name: str, state: Mapping[str, Any], kind_of_tensor: type, file:
 def one_step(steps: Mapping[str, object], file: str, files: Iterable[FileState]) -> int | None:
     """The step of all parameters; `FormatError`, naming two of them, where they differ. A step is a number, or a tensor of one."""
 
+    from ckpt_core.tensors.source import SourceFiles
+
     source = SourceFiles(files)
     try:
         known: dict[int, str] = {}

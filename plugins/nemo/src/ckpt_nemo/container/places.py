@@ -1,4 +1,4 @@
-"""Where NeMo 1 checkpoints lie, as far as names tell: no reader is imported before they say that there may be one."""
+"""Where NeMo 1 checkpoints lie, as far as names tell."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from ckpt_core.sdk import CkptError, FormatError, dataclass, trees
-from ckpt_nemo.nemo2.files import is_graph
+from ckpt_core.sdk import FormatError, dataclass, trees
 
 ARCHIVE = ".nemo"
 CONFIG = "model_config.yaml"
@@ -15,40 +14,9 @@ SUFFIX = ".ckpt"
 FOLDER = "checkpoints"
 METADATA = "metadata.json"
 COMMON = "common.pt"
-# NeMo 2 keeps weights of the same kind, beside a context that describes them.
-_NEMO2 = (("context", "io.json"), ("io.json",), ("..", "context", "io.json"))
 _LAST = "-last"
 _SHARD = re.compile(r"_fsdp_shard_\d+$")
 _RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})|tp_rank_(\d{2,})_pp_rank_(\d{3,})")
-
-
-def looks_like(path: str) -> str | None:
-    """The fact by which a path is a NeMo 1 checkpoint, or None."""
-    if any(is_graph(os.path.join(path, *name)) for name in _NEMO2):
-        return None
-    try:
-        archive = archive_at(path)
-        if archive is not None:
-            from ckpt_nemo.container.opening import fact_of_archive
-
-            return fact_of_archive(path, archive)
-        step = find_step(path)
-        if step is None:
-            return None
-        from ckpt_nemo.container.lightning import looks_like_lightning
-
-        if looks_like_lightning(step):
-            kind = (
-                "distributed checkpoint"
-                if step.folder
-                else f"files of {len(step.ranks)} ranks"
-                if len(step.ranks) > 1
-                else "file"
-            )
-            return f"Lightning {kind} {step.name}"
-    except (CkptError, OSError):
-        return None
-    return None
 
 
 def archive_at(path: str) -> str | None:
