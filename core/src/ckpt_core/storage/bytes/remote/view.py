@@ -10,8 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import shutil
-import tempfile
 import threading
 from contextvars import ContextVar
 from dataclasses import replace
@@ -184,6 +182,8 @@ def _stand(place: str, one: Object) -> None:
 def _top() -> str:
     """The folder of this process's stand-ins; it is removed when the process ends."""
     if not _tops:
+        import tempfile
+
         top = os.path.realpath(tempfile.mkdtemp(prefix="ckpt-"))
         _tops.append(top)
         atexit.register(_remove, top, os.getpid())
@@ -192,4 +192,6 @@ def _top() -> str:
 
 def _remove(top: str, process: int) -> None:
     if os.getpid() == process:  # a fork of it ends earlier
+        import shutil
+
         shutil.rmtree(top, ignore_errors=True)
