@@ -517,7 +517,7 @@ def convert(
     `max_memory` is in bytes or a text (`"2GB"`), 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
     checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, each of
     which may then use `max_memory`, and
-    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder`; `spool` is then a folder for what waits to
+    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder` or `az://container/folder`; `spool` is then a folder for what waits to
     be sent. The others are those of `open_checkpoint`.
 
     Raises `UsageError` for a wrong argument, `Refusal` for what the target can't hold exactly, `FormatError` for damaged
