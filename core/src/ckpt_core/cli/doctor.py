@@ -145,10 +145,10 @@ def _models() -> Iterator[tuple[str, Architecture]]:
 def _of_ours(plugin: Plugin) -> bool:
     """Whether the distribution is one of those that are released together with ckpt-core."""
     try:
-        said = metadata.metadata(plugin.distribution.partition(" ")[0])
+        said, own = (metadata.metadata(name) for name in (plugin.distribution.partition(" ")[0], "ckpt-core"))
     except metadata.PackageNotFoundError:
         return False
-    return said["Author"] == metadata.metadata("ckpt-core")["Author"] is not None
+    return "Author" in said and "Author" in own and said["Author"] == own["Author"]
 
 
 def _of_this_version(plugin: Plugin) -> bool:
