@@ -22,6 +22,7 @@ from ckpt_core.architecture import Architecture
 from ckpt_core.arguments import OptionValue, check_count, check_format, options_of, path_of, size_of
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
+from ckpt_core.company.vocabulary import with_sound_tokenizer
 from ckpt_core.config import TableError
 from ckpt_core.description import Fragment
 from ckpt_core.diagnosis import absent, broken_off, diagnosis
@@ -376,6 +377,7 @@ def plan_conversion(
         checkpoint = _read(reader, local, replace(how, training_state="drop"), fact).not_continued(problem)
         checkpoint = checkpoint.in_dtype(request.dtype)
         target = target_of(writer, checkpoint, request)
+    checkpoint = with_sound_tokenizer(checkpoint)
     asked = {
         "to": to,
         **ranks,
