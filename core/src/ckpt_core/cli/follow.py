@@ -132,10 +132,10 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     ckpt follow run/checkpoints hf --to hf
     */10 * * * *  ckpt follow run/checkpoints hf --to hf --once
     """
-    from ckpt_core.api import writer_of
+    from ckpt_core.api import check_asked
     from ckpt_core.storage.bytes.remote.writable import writable
 
-    writer_of(str(asked["to"]), {name: asked[name] for name in ("tp", "pp", "ep")})
+    check_asked(**asked)
     if not os.path.isdir(run):
         raise UsageError(
             "a run is a folder of checkpoints on this machine",
@@ -325,6 +325,10 @@ class Follower:
                 os.makedirs(self._dst, exist_ok=True)  # whoever removed it wants new ones all the same
             plan = plan_conversion(source, destination, **self._asked)
             receipt = run_plan(plan, destination)
+        except UsageError as problem:
+            if not self._done:  # what is wrong with the first one is wrong with the command
+                raise
+            return _failed(problem)
         except BeingWritten:  # by another follower: the next look finds its receipt
             return {"state": "waiting", "why": "another run is writing it"}
         except (CkptError, OSError) as problem:
