@@ -19,7 +19,11 @@ from ckpt_core.errors import CkptError, NotCarried, UsageError
         ({"to": "hf", "options": {"src.container": "hf"}}, UsageError, "no format has a read option 'container'"),
         ({"to": "hf", "options": {"src.vocub": "9"}}, UsageError, "did you mean 'vocab'"),
         ({"to": "hf", "format": "nanotron", "options": {"vocub": "9"}}, UsageError, "neither nanotron (source) nor hf"),
-        ({"to": "megatron", "options": {"latent_norm_eps": "small"}}, UsageError, "option latent_norm_eps has no value"),
+        (
+            {"to": "megatron", "options": {"latent_norm_eps": "small"}},
+            UsageError,
+            "option latent_norm_eps has no value",
+        ),
         ({"to": "gguf", "training_state": "keep"}, NotCarried, "does not take the state"),
         ({"to": "hf", "config": "no/where"}, CkptError, "there is no such file or folder"),
         ({"to": "hf", "config": "Qwen/Qwen3-0.6B"}, CkptError, "hf://Qwen/Qwen3-0.6B"),

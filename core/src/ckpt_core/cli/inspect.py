@@ -167,7 +167,9 @@ def show(survey: Survey, *, whole: bool) -> None:
     page.say("path", survey.src)
     page.say("format", f"{checkpoint.format}{parallel_text(checkpoint.parallel)}")
     page.say("because", *checkpoint.provenance.evidence[: None if whole else 1])
-    page.say("files", f"{plural(len(checkpoint.files), 'file')}, {size_text(survey.bytes)}")
+    counted = survey.files.total() if whole else len(checkpoint.files)
+    of_all = f", of the {counted:,} that the ledger counts" if counted != len(checkpoint.files) else ""
+    page.say("files", f"{plural(len(checkpoint.files), 'file')}, {size_text(survey.bytes)}{of_all}")
     for label, text in describe(checkpoint.architecture):
         page.say(label, text)
     page.say(
