@@ -25,7 +25,7 @@ from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.company.vocabulary import with_sound_tokenizer
 from ckpt_core.config import TableError
 from ckpt_core.description import Fragment
-from ckpt_core.diagnosis import absent, broken_off, diagnosis
+from ckpt_core.diagnosis import absent, broken_off, check_expanded, diagnosis
 from ckpt_core.engine.executors import fitted
 from ckpt_core.engine.pieces import Transfer, pieces, uncut
 from ckpt_core.engine.plan import Plan, make_plan
@@ -418,6 +418,7 @@ def plan_conversion(
     given = options_of(options)
     place = path_of(dst, "dst")
     if writable(place) is None:  # said before a large source is looked at
+        check_expanded(place)
         place = os.path.abspath(place)
     local = localised(path_of(src, "src"))
     wanted, memory = _wanted(dtype), size_of(max_memory, "max_memory")

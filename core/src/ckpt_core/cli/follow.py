@@ -133,6 +133,7 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     */10 * * * *  ckpt follow run/checkpoints hf --to hf --once
     """
     from ckpt_core.api import check_asked
+    from ckpt_core.diagnosis import check_expanded
     from ckpt_core.storage.bytes.remote.writable import writable
 
     check_asked(**asked)
@@ -146,6 +147,7 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
         asked["options"] = with_shard_size(asked["options"], str(asked["to"]), shard)
     asked = {name: value for name, value in asked.items() if value is not None}
     if writable(dst, below=True) is None:  # a scheme that is not written is refused
+        check_expanded(dst)
         os.makedirs(dst, exist_ok=True)
     follower = Follower(run, dst, quiet, asked, patient=not once)
     if not steps_in(run):

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Loss
     from ckpt_core.cli.stand_in import StandIn
     from ckpt_core.launch import Launch
-    from ckpt_core.ledger import Entry
+    from ckpt_core.ledger import Entry, Fate
     from ckpt_core.plugins.discovery import Plugin
     from ckpt_core.tensors.assembly import LazyParameter
     from ckpt_core.verify.statistics import Statistics
 
-_FATES = ("used", "carried", "left")
+_FATES: tuple[Fate, ...] = ("used", "carried", "left")
 GROUPS = ("embedding", "positions", "attention", "mlp", "experts", "norms", "head", "classifier", "predictors", "other")
 
 
@@ -99,7 +99,7 @@ class Survey:
     @property
     def ledger_lines(self) -> list[str]:
         """How many files and keys of the source are used, carried and left; what is left is among the losses by name."""
-        files, keys = self.files, Counter(entry.fate for entry in self.checkpoint.ledger if entry.key)
+        files, keys = self.files, Counter[Fate](entry.fate for entry in self.checkpoint.ledger if entry.key)
         return [
             f"{plural(counts.total(), what)}{where}: "
             + ", ".join(f"{counts[fate]:,} {fate}" for fate in _FATES if counts[fate])
@@ -108,10 +108,10 @@ class Survey:
         ]
 
     @functools.cached_property
-    def files(self) -> Counter[str]:
+    def files(self) -> Counter[Fate]:
         """The files of the source by what became of them, each counted once: a file of which only keys are known is used if one of them is."""
         whole: dict[str, Entry] = {}
-        inside: dict[str, set[str]] = {}
+        inside: dict[str, set[Fate]] = {}
         for entry in self.checkpoint.ledger:
             if entry.key:
                 inside.setdefault(entry.file, set()).add(entry.fate)
@@ -120,7 +120,7 @@ class Survey:
         alone = (  # and not the folder of a checkpoint whose keys lie in many files
             file for file in inside.keys() - whole.keys() if not any(one.startswith(file + os.sep) for one in whole)
         )
-        counts = Counter(next(fate for fate in _FATES if fate in inside[file]) for file in alone)
+        counts = Counter[Fate](next(fate for fate in _FATES if fate in inside[file]) for file in alone)
         for entry in whole.values():
             counts[entry.fate] += entry.files
         return counts
