@@ -13,4 +13,4 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("ckpt", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ckpt")
 
-pytest_plugins = ["ckpt_tests.quick", "ckpt_tests.heartbeat"]
+pytest_plugins = ["ckpt_tests.quick", "ckpt_tests.heartbeat", "ckpt_tests.traces"]

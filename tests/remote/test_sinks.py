@@ -47,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
     bucket = Bucket()
     monkeypatch.setattr(stores, "_store", lambda name: bucket)
-    monkeypatch.setattr(writable, "_s3", lambda root: bucket)
+    monkeypatch.setattr(writable, "_store", lambda root: bucket)
     monkeypatch.setattr(ranges, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(ranges, "_STEPS", ranges._Steps())
     monkeypatch.setattr(parts, "PART", PART)
@@ -640,7 +640,6 @@ def test_transfers_are_done_in_the_order_of_the_files(model: Path, bucket: Bucke
     ("address", "words"),
     [
         ("gs://bucket/x", "gcloud storage cp"),
-        ("az://bucket/x", "azcopy"),
         ("hf://owner/name", "hf upload"),
         ("https://server/x", "write to a local folder"),
         ("msc://profile/x", "write to a local folder"),

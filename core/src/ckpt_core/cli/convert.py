@@ -110,7 +110,8 @@ def command(
     ckpt convert model out --to nanotron --tp 2 --dtype bf16 --dry-run
     """
     # Nothing is multiplied here, and the thread per core that NumPy would start spins: a fifth of what a plan costs.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if "numpy" not in sys.modules:  # it looks at its import, and then never again
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ckpt_core.api import plan_conversion
     from ckpt_core.engine.destination import check_spool
     from ckpt_core.engine.executors import check_engine

@@ -7,12 +7,13 @@ own buffer. Readers look at one header after the other, so the heads of the file
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from itertools import pairwise
@@ -35,8 +36,18 @@ _HEADS = 16  # that are asked for at a time
 
 T = TypeVar("T")
 
-unanswered: ContextVar[StoreError | None] = ContextVar("unanswered", default=None)
-"""The last failure of a store: a plugin that only looks whether it knows a path swallows such errors."""
+_failures: ContextVar[list[StoreError] | None] = ContextVar("failures", default=None)
+
+
+@contextlib.contextmanager
+def noting_failures() -> Iterator[list[StoreError]]:
+    """The failures of stores meanwhile: a plugin that only looks whether it knows a path swallows such errors."""
+    noted: list[StoreError] = []
+    token = _failures.set(noted)
+    try:
+        yield noted
+    finally:
+        _failures.reset(token)
 
 
 def read_into(object: Object, view: memoryview, offset: int) -> None:
@@ -81,7 +92,8 @@ def again(address: str, request: Callable[[], T], attempts: int = ATTEMPTS) -> T
                     found=f"{hiccup.reason}, {attempts} times in a row",
                     fix="run the same command again later: what is done of a conversion is kept",
                 )
-                unanswered.set(failure)
+                if (noted := _failures.get()) is not None:
+                    noted.append(failure)
                 raise failure from None
             wait = _FIRST_WAIT * 2**attempt * random.uniform(0.75, 1.25)
             time.sleep(wait if hiccup.wait is None else min(hiccup.wait, _LONGEST_WAIT))
