@@ -99,7 +99,8 @@ class Survey:
     @property
     def ledger_lines(self) -> list[str]:
         """How many files and keys of the source are used, carried and left; what is left is among the losses by name."""
-        files, keys = self.files, Counter[Fate](entry.fate for entry in self.checkpoint.ledger if entry.key)
+        files = self.files
+        keys: Counter[Fate] = Counter(entry.fate for entry in self.checkpoint.ledger if entry.key)
         return [
             f"{plural(counts.total(), what)}{where}: "
             + ", ".join(f"{counts[fate]:,} {fate}" for fate in _FATES if counts[fate])
@@ -120,7 +121,7 @@ class Survey:
         alone = (  # and not the folder of a checkpoint whose keys lie in many files
             file for file in inside.keys() - whole.keys() if not any(one.startswith(file + os.sep) for one in whole)
         )
-        counts = Counter[Fate](next(fate for fate in _FATES if fate in inside[file]) for file in alone)
+        counts: Counter[Fate] = Counter(next(fate for fate in _FATES if fate in inside[file]) for file in alone)
         for entry in whole.values():
             counts[entry.fate] += entry.files
         return counts
