@@ -148,7 +148,10 @@ class Refusal(CkptError):
 
 
 class NotCarried(Refusal):
-    """The state of a training that can't be carried, where the model can: asked for it is an error, otherwise a loss."""
+    """The state of a training, or its fp32 masters, that is not there or can't be carried, where the model can.
+
+    Asked for, it is this error; otherwise a state that stays behind is a loss.
+    """
 
 
 class WorkerError(CkptError):

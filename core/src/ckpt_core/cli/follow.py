@@ -132,10 +132,11 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     ckpt follow run/checkpoints hf --to hf
     */10 * * * *  ckpt follow run/checkpoints hf --to hf --once
     """
-    from ckpt_core.api import writer_of
+    from ckpt_core.api import check_asked
+    from ckpt_core.diagnosis import check_expanded
     from ckpt_core.storage.bytes.remote.writable import writable
 
-    writer_of(str(asked["to"]), {name: asked[name] for name in ("tp", "pp", "ep")})
+    check_asked(**asked)
     if not os.path.isdir(run):
         raise UsageError(
             "a run is a folder of checkpoints on this machine",
@@ -146,6 +147,7 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
         asked["options"] = with_shard_size(asked["options"], str(asked["to"]), shard)
     asked = {name: value for name, value in asked.items() if value is not None}
     if writable(dst, below=True) is None:  # a scheme that is not written is refused
+        check_expanded(dst)
         os.makedirs(dst, exist_ok=True)
     follower = Follower(run, dst, quiet, asked, patient=not once)
     if not steps_in(run):
@@ -325,6 +327,10 @@ class Follower:
                 os.makedirs(self._dst, exist_ok=True)  # whoever removed it wants new ones all the same
             plan = plan_conversion(source, destination, **self._asked)
             receipt = run_plan(plan, destination)
+        except UsageError as problem:
+            if not self._done:  # what is wrong with the first one is wrong with the command
+                raise
+            return _failed(problem)
         except BeingWritten:  # by another follower: the next look finds its receipt
             return {"state": "waiting", "why": "another run is writing it"}
         except (CkptError, OSError) as problem:

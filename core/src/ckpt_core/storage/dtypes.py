@@ -129,7 +129,13 @@ _SPOKEN = {"half": "fp16", "float": "fp32", "double": "fp64"}
 
 def _meant(name: str, known: Iterable[DType]) -> str | None:
     """The name of ours that was meant, where the one given is like one that somebody has for it."""
-    called = {spelling: one.name for one in known for spelling in (one.name, one.torch, one.safetensors.lower())}
+    width = sorted(filter(str.isdigit, name))  # who asks for float8 does not mean fp64
+    called = {
+        spelling: one.name
+        for one in known
+        for spelling in (one.name, one.torch, one.safetensors.lower())
+        if width in ([], sorted(filter(str.isdigit, spelling)))
+    }
     guess = nearest(_SPOKEN.get(name.lower().removeprefix("torch."), name.lower().removeprefix("torch.")), called)
     return f"did you mean {called[guess]!r}?" if guess else None
 

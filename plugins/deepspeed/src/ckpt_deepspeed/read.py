@@ -315,7 +315,7 @@ def _unpartitioned_weights(
         return _with_aliases(found, path)
     exact = all(tensor.dtype.name == "fp32" for tensor in stored.values())
     if weights == "master" and not exact:
-        raise CkptError(
+        raise errors.NotCarried(
             "there are no fp32 masters: no *_optim_states.pt lies in the folder",
             file=folder.path,
             fix="use --weights model",

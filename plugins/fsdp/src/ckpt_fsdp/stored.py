@@ -64,9 +64,9 @@ class SavedTensors:
         return all(dtype.name == "fp32" for dtype in self.dtypes)
 
     def check_asked(self, weights: str, where: str) -> None:
-        """`FormatError` if the `weights` that are asked for are masters, and there are none."""
+        """`NotCarried` if the `weights` that are asked for are masters, and there are none."""
         if weights == "master" and not self.masters:
-            raise FormatError(
+            raise errors.NotCarried(
                 "there are no fp32 masters: FSDP keeps the parameters in the dtype that the optimizer steps in",
                 file=where,
                 found=", ".join(sorted(dtype.name for dtype in self.dtypes)),

@@ -55,8 +55,6 @@ def training_beside(
     files = [disk.FileState.of(path)]
     held = {name: states.get(number, {}) for number, name in names.items()}
     step, moments = reading.adam.states_of(held, path, files)
-    if step is None:
-        raise FormatError("no state of the optimizer has a step", file=path)
     if others := sorted(set(map(str, states)) - set(map(str, names))):
         raise FormatError("the optimizer has states of no parameter", file=path, found=", ".join(others[:4]))
     groups = tuple(reading.adam.group_of(body, [names[n] for n in body["params"]], path) for body in bodies)

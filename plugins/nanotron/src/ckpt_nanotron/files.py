@@ -319,13 +319,15 @@ def masters(step: str, files: Files) -> tuple[dict[str, StoredParameter], list[d
         state = torch_files.read_torch_file(path)
         held = state.get("gradient_accumulator") if isinstance(state, dict) else None
         if not isinstance(held, dict):
-            raise FormatError(
+            raise errors.NotCarried(
                 "the optimizer holds no fp32 masters (gradient_accumulator)", file=path, fix="use --weights model"
             )
         by_rank[rank] = held
         states.append(disk.FileState.of(path))
     if not by_rank:
-        raise FormatError("there are no fp32 masters", file=os.path.join(step, "optimizer"), fix="use --weights model")
+        raise errors.NotCarried(
+            "there are no fp32 masters", file=os.path.join(step, "optimizer"), fix="use --weights model"
+        )
     found: dict[str, StoredParameter] = {}
     problems = errors.Problems("reading fp32 masters")
     for name, stored in files.parameters.items():

@@ -271,7 +271,7 @@ def _records_masters(step: str) -> bool:
 def _vocabulary(text: str, step: str) -> int:
     if text != "tokenizer":
         if not text.isdigit():
-            raise CkptError("option vocab is a number of tokens, or the word tokenizer", found=text)
+            raise errors.UsageError("option vocab is a number of tokens, or the word tokenizer", found=text)
         return int(text)
     path = os.path.join(step, "tokenizer.json")
     if not os.path.isfile(path):

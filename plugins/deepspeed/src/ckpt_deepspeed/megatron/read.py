@@ -139,7 +139,7 @@ def _check_exact(step: StepContents) -> None:
     """Without optimizer files, weights that were trained in fp32 are the masters."""
     dtypes = {kept.dtype.name for held in step.weights for kept in held.values() if isinstance(kept, StoredTensor)}
     if dtypes != {"fp32"}:
-        raise CkptError(
+        raise errors.NotCarried(
             "there are no fp32 masters: no *_optim_states.pt lies in the folder",
             file=step.folder,
             fix="use --weights model",

@@ -74,8 +74,6 @@ def saved_training(
 ) -> reading.SavedTraining:
     """The state of the training of which the tensors lie in `ranks`, by the names of the tables."""
     step = reading.adam.one_step(found.steps, found.where, found.files)
-    if step is None:
-        raise FormatError("neither a group nor a parameter of the optimizer has a step", file=found.where)
     members: list[dict[str, None]] = [{} for _ in found.bodies]
     for rank in ranks[reading.EXP_AVG]:
         for name, held in rank.tensors.items():

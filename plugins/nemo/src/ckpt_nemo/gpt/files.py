@@ -183,7 +183,7 @@ def _of_all(saved: SavedCheckpoint, weights: str, found: GptContents, problems: 
 
 def _with_masters(saved: SavedCheckpoint) -> dict[str, chunked.ChunkedTensor]:
     if not saved.masters:
-        raise FormatError(
+        raise errors.NotCarried(
             "there are no fp32 masters (optimizer.state.fp32_param)", file=saved.place, fix="use --weights model"
         )
     problems = errors.Problems("reading fp32 masters")
