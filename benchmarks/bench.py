@@ -1,6 +1,6 @@
 """Speed and memory of conversions, as ratios to `cp -r` of the same weights, beside what others offer.
 
-    python benchmarks/bench.py [--sizes 0.5,2,8] [--rounds 3] [--only TEXT] [--work FOLDER] [--json FILE]
+    python benchmarks/bench.py [--sizes 0.5,2,8] [--rounds 3] [--only TEXT] [--work FOLDER] [--json FILE] [--machine WORDS]
                                [--mergekit PROGRAM] [--against NAME=WHERE ...]
 
 Everything is measured side by side in one run. Each command is run twice in a row per round, and the second run
@@ -21,6 +21,7 @@ sources are used in this environment, or the Python of an environment in which a
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -29,8 +30,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,14 +206,14 @@ def _private(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty"))) * 1024
 
 
-def run(group: str, size: float, rounds: int, source: Path, work: Path, mergekit: str | None) -> list[Measured]:
-    """Measure every command of a group beside `cp`, at one size."""
+def run(group: str, size: float, rounds: int, work: Path, made: Callable[[], Iterator[Command]]) -> list[Measured]:
+    """Measure the commands of a group, at one size: `made` makes them anew in each round, one when the one before has run."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(work / "compiled")  # as in an installed package, wherever the sources are
     samples: dict[str, list[Spent]] = {}
     for _ in range(rounds):
         written = []
-        for command in commands(group, source, work, mergekit):
+        for command in made():
             for counts in (False, True):
                 _remove(command.output)
                 sample = measure(command.words, environment)
@@ -383,6 +385,21 @@ def formats_table(results: list[Measured]) -> str:
     return "\n".join(lines)
 
 
+def keeping(parser: argparse.ArgumentParser) -> None:
+    """The options with which results are kept."""
+    parser.add_argument("--json", type=Path, help="write the results here too")
+    parser.add_argument(
+        "--machine", default=f"{os.cpu_count()} cores", help="with --json: what was measured on, in words"
+    )
+
+
+def save(path: Path, machine: str, results: list[Measured | Compared]) -> None:
+    """Keep results, with the day and the machine; `docs/measured.py` makes tables of those in `benchmarks/results`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = {"date": date.today().isoformat(), "machine": machine, "results": [asdict(one) for one in results]}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="0.5,2,8", help="GB of bf16 weights, separated by commas")
@@ -391,7 +408,7 @@ def main() -> None:
         "--only", default="", help="groups whose name contains this, or one of these (a,b): a format, threads, others"
     )
     parser.add_argument("--work", type=Path, help="a folder with room for five copies of the largest size")
-    parser.add_argument("--json", type=Path, help="write the results here too")
+    keeping(parser)
     parser.add_argument("--mergekit", help="the program mergekit-yaml")
     parser.add_argument(
         "--against", action="append", default=[], metavar="NAME=WHERE", help="another version; may be repeated"
@@ -415,7 +432,8 @@ def main() -> None:
                     if arguments.against:
                         compared += compare(group, true, arguments.rounds, source, work, sides)
                     else:
-                        results += run(group, true, arguments.rounds, source, work, arguments.mergekit)
+                        made = functools.partial(commands, group, source, work, arguments.mergekit)
+                        results += run(group, true, arguments.rounds, work, made)
                 _remove(source)
     if compared:
         print(f"\n{compared_table(compared, sides)}")
@@ -427,7 +445,7 @@ def main() -> None:
         if chosen:
             print(f"\n{group}:\n\n{table(chosen)}")
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(result) for result in (*results, *compared)], indent=1) + "\n")
+        save(arguments.json, arguments.machine, [*results, *compared])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What dequantising costs, scheme by scheme: CPU seconds for each GB of bf16 that comes of it, beside `cp` of that and its digest.
+"""What dequantising costs, scheme by scheme, and quantising: beside `cp` of the larger side, as `bench.py` measures.
 
-    python benchmarks/quantised.py --size 0.5
+    python benchmarks/quantised.py --size 0.5 --json benchmarks/results/quantised.json --machine "2 cores, nothing else going on"
+    python docs/generate.py     makes the table of docs/performance.md of it
 
 The sources have random codes in a Llama's matrices (of gpt-oss for MXFP4), and scales of bf16 or float32 as the tools write them.
 """
@@ -8,18 +9,18 @@ The sources have random codes in a Llama's matrices (of gpt-oss for MXFP4), and 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
-from bench import CONVERT, bytes_of, measure
+from bench import CONVERT, NO_SYNC, Command, Measured, bytes_of, copies, formats_table, keeping, measure, run, save
 from synthetic import MODELS
 
 Parts = Iterator[tuple[str, str, np.ndarray]]
@@ -90,6 +91,7 @@ def compressed(kind: str, name: str, **weights: object) -> dict[str, Any]:
     }
 
 
+FROM_BF16 = "bf16 to FP8 blocks"
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
 SCHEMES: dict[str, tuple[Callable[[str, int, int], Parts], dict[str, Any]]] = {
     "FP8 blocks": (fp8_block, {"quant_method": "fp8", "weight_block_size": [128, 128]}),
@@ -101,8 +103,8 @@ SCHEMES: dict[str, tuple[Callable[[str, int, int], Parts], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def llama(scheme: str, gigabytes: float, folder: Path) -> None:
-    """A quantised Llama that has `gigabytes` of bf16 when it is dequantised; its embeddings are small."""
+def llama(scheme: str, gigabytes: float, folder: Path) -> float:
+    """A quantised Llama of about `gigabytes` when it is dequantised to bf16, and of how many; its embeddings are small."""
     hidden, ffn, groups, head, vocabulary = 2048, 5632, 8, 64, 1024
     parts, settings = SCHEMES[scheme]
     layer = 2 * (2 * hidden * hidden + 2 * groups * head * hidden + 3 * hidden * ffn)
@@ -120,12 +122,14 @@ def llama(scheme: str, gigabytes: float, folder: Path) -> None:
         for name, (rows, columns) in shapes.items():
             tensors += parts(prefix + name, rows, columns)
     write(folder, config, tensors)
+    return layers * layer / 1e9
 
 
-def gpt_oss(gigabytes: float, folder: Path) -> None:
-    """A gpt-oss of which the experts are MXFP4."""
+def gpt_oss(gigabytes: float, folder: Path) -> float:
+    """A gpt-oss of which the experts are MXFP4; the GB of these in bf16."""
     hidden, ffn, experts, heads, vocabulary = 1024, 1536, 16, 16, 512
-    layers = max(1, round(gigabytes * 1e9 / (2 * experts * 3 * hidden * ffn)))
+    layer = 2 * experts * 3 * hidden * ffn
+    layers = max(1, round(gigabytes * 1e9 / layer))
     config = {
         "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_size": hidden, "intermediate_size": ffn,
         "num_hidden_layers": layers, "num_local_experts": experts, "num_experts_per_tok": 4, "num_attention_heads": heads,
@@ -152,6 +156,7 @@ def gpt_oss(gigabytes: float, folder: Path) -> None:
             )
             tensors.append((f"{prefix}mlp.experts.{name}_bias", "BF16", bf16(experts, rows)))
     write(folder, config, tensors)
+    return layers * layer / 1e9
 
 
 def write(folder: Path, config: dict[str, Any], tensors: list[tuple[str, str, np.ndarray]]) -> None:
@@ -171,56 +176,51 @@ def write(folder: Path, config: dict[str, Any], tensors: list[tuple[str, str, np
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def source_of(scheme: str, gigabytes: float, folder: Path) -> float:
+    """Write the source of a row into `folder`; the GB of its bf16 side."""
+    if scheme == "MXFP4":
+        return gpt_oss(gigabytes, folder)
+    if scheme in SCHEMES:
+        return llama(scheme, gigabytes, folder)
+    codes = folder.with_name("codes")
+    size = llama("FP8 blocks", gigabytes, codes)
+    measure([*CONVERT, str(codes), str(folder), "--to", "hf", "--no-sync"], dict(os.environ))
+    shutil.rmtree(codes)
+    return size
+
+
+def conversions(scheme: str, source: Path, output: Path) -> Iterator[Command]:
+    """To HF, of the other kind of numbers, without a sync and with it; and `cp` of the larger side.
+
+    A gpt-oss goes to Megatron-Bridge: in HF's bf16 its experts' gate and up alternate number by number, and writing that is another thing to measure.
+    """
+    name = scheme if scheme == FROM_BF16 else f"{scheme} to bf16"
+    there = {FROM_BF16: ["--to", "hf", "-o", "quantise=fp8-block"], "MXFP4": ["--to", "megatron-bridge"]}
+    words = [*CONVERT, str(source), str(output), *there.get(scheme, ["--to", "hf"])]
+    yield Command(f"{name}{NO_SYNC}", [*words, "--no-sync"], output)
+    yield Command(name, words, output, kept=True)
+    yield from copies(max(source, output, key=bytes_of), output.parent)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=float, default=0.5, help="GB of bf16 that come of each source")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="schemes whose name contains this")
     parser.add_argument("--work", type=Path, help="a folder with room for three copies")
-    parser.add_argument("--against", help="a tree of the project as it was, measured in turn with this one")
+    keeping(parser)
     arguments = parser.parse_args()
-    trees = {"now": None, **({"before": arguments.against} if arguments.against else {})}
-    print(
-        "| scheme | GB of bf16 | "
-        + "".join(f"CPU s, {one} | s per GB | " for one in trees)
-        + "cp, CPU s | peak private MB |"
-    )
-    print("| --- | ---: |" + " ---: |" * (2 * len(trees) + 2))
-    for scheme in (one for one in (*SCHEMES, "MXFP4", "bf16 to FP8 blocks") if arguments.only in one):
+    results: list[Measured] = []
+    for scheme in (one for one in (*SCHEMES, "MXFP4", FROM_BF16) if arguments.only in one):
         with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
             source, output = Path(folder) / "source", Path(folder) / "output"
-            options = ["--to", "hf", "--no-sync", "--workers", "1"]
-            if scheme == "MXFP4":
-                gpt_oss(arguments.size, source)
-            elif scheme in SCHEMES:
-                llama(scheme, arguments.size, source)
-            else:
-                llama("FP8 blocks", arguments.size, Path(folder) / "codes")
-                measure([*CONVERT, str(Path(folder) / "codes"), str(source), *options], dict(os.environ))
-                options += ["-o", "quantise=fp8-block"]
-            spent: dict[str, list[float]] = {name: [] for name in (*trees, "cp")}
-            peak, size = 0, 0
-            for _ in range(arguments.rounds):
-                for name, tree in trees.items():
-                    environment = dict(os.environ)
-                    if tree:
-                        paths = [f"{tree}/core/src", *map(str, Path(tree).glob("plugins/*/src")), f"{tree}/page/src"]
-                        environment["PYTHONPATH"] = os.pathsep.join(paths)
-                    sample = measure([*CONVERT, str(source), str(output), *options], environment)
-                    spent[name].append(sample.cpu)
-                    peak = max(peak, sample.private) if name == "now" else peak
-                    larger = max(source, output, key=bytes_of)
-                    size = bytes_of(larger)
-                    if name == "now":
-                        copy = Path(folder) / "copy"
-                        spent["cp"].append(measure(["cp", "-r", str(larger), str(copy)], dict(os.environ)).cpu)
-                        shutil.rmtree(copy)
-                    shutil.rmtree(output)
-            cells = [f"{median(spent[one]):.2f} | {median(spent[one]) / size * 1e9:.2f}" for one in trees]
-            print(
-                f"| {scheme} | {size / 1e9:.2f} | {' | '.join(cells)} | {median(spent['cp']):.2f} | {peak / 1e6:.0f} |",
-                flush=True,
-            )
+            size = source_of(scheme, arguments.size, source)
+            print(f"{size:.2f} GB of bf16: {scheme}", flush=True)
+            made = functools.partial(conversions, scheme, source, output)
+            results += run(scheme, size, arguments.rounds, Path(folder), made)
+    print(f"\n{formats_table(results)}")
+    if arguments.json:
+        save(arguments.json, arguments.machine, results)
 
 
 if __name__ == "__main__":

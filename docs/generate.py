@@ -16,13 +16,16 @@ import re
 import sys
 import tomllib
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import click
 import floors
+import measured
 import plots
 import sdk_names
+from cells import code, codes, matrix, table
+from format_pages import format_page, format_top, hf_families, hf_heads, hf_index, hf_keys, stem
 
 from ckpt_core import architecture as schema
 from ckpt_core.architecture import Architecture, parameters
@@ -30,16 +33,12 @@ from ckpt_core.architecture.schema import Pooling
 from ckpt_core.architecture.serial import field_types
 from ckpt_core.cli.main import cli
 from ckpt_core.cli.schemas import SCHEMAS, Schema
-from ckpt_core.config import Config, Entry, Ignore
-from ckpt_core.explain import declared_families, names_everywhere
-from ckpt_core.layout import Drop, Row, Table, Tables, words_of
+from ckpt_core.explain import NativeName, declared_families, names_everywhere
 from ckpt_core.plugins.discovery import require
 from ckpt_core.plugins.installed import format_names
-from ckpt_core.plugins.request import option_table
-from ckpt_core.plugins.tables import FamilyTables
 from ckpt_core.template import project
 from ckpt_core.testing import example, example_architectures, variations
-from ckpt_core.verify.declared import Declared, Sentences
+from ckpt_core.verify.declared import Sentences
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs"
@@ -65,28 +64,6 @@ def rendered(text: str) -> str:
     return _SECTION.sub(fill, text)
 
 
-def table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table. A bar in code cannot be escaped there, so alternatives are words of their own."""
-    lines = [list(titles), *([_in_cell(str(cell)) for cell in row] for row in rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _in_cell(text: str) -> str:
-    apart = re.sub(r"`[^`]*`", lambda span: span[0].replace(" | ", "` or `"), text)
-    return apart.replace("|", "\\|").replace("\n", " ")
-
-
-def matrix(text: str) -> str:
-    """A table of many narrow columns: their titles stand upright."""
-    return f'<div class="matrix tall" markdown>\n\n{text}\n\n</div>'
-
-
-def code(text: object) -> str:
-    """Text as code; nothing for nothing."""
-    return f"`{text}`" if str(text) else ""
-
-
 # Formats
 
 
@@ -100,7 +77,7 @@ def formats() -> str:
         directions = ", ".join(word for word, can in able.items() if can)
         rows.append(
             (
-                f"[{code(name)}](formats/{name}.md)",
+                f"[{code(name)}](formats/{name}{'/index' * (PAGES / 'formats' / name).is_dir()}.md)",
                 code(distribution),
                 directions,
                 parallel,
@@ -110,210 +87,56 @@ def formats() -> str:
     return table(("format", "distribution", "can", "layouts", "what it is"), rows)
 
 
-def format_page(name: str) -> str:
-    """Options, families, config keys and rows of one plugin."""
-    info = require(name).info
-    summary = info.summary.replace("*", "\\*")
-    families = ", ".join(map(code, info.families))
-    listed = f"Families: {families}."
-    if len(info.families) > 24:
-        listed = f"<details markdown>\n<summary>{len(info.families)} classes</summary>\n\n{families}\n\n</details>"
-    parts = [f"{summary[0].upper()}{summary[1:]}.", listed]
-    options = [
-        (code(n), code(values), code(default), help_) for n, values, default, help_ in option_table(info.options)
-    ]
-    if options:
-        sides = {
-            option.name: {"read": "reading", "write": "writing"}.get(option.side, "both") for option in info.options
-        }
-        parts += ["## Options", table(("`-o`", "values", "default", "side", "what it does"),
-                  [(n, values, default, sides[n.strip("`")], text) for n, values, default, text in options])]  # fmt: skip
-    kinds = [family for family in declared_families(require(name)) if not family.like]
-    parts += _configs(kinds)
-    parts += _choices(kinds)
-    parts += _tables(kinds, name)
-    parts += _of_other_heads(name)
-    return "\n\n".join(parts)
+# The parameters by the page of `docs/reference/names`: what their names begin with. All others are on the first page.
+_NAME_PAGES = {
+    "attention": ("attention.", "cross_attention."),
+    "mlp": ("mlp.",),
+    "delta-mamba": ("delta.", "mamba."),
+    "vision": ("vision.",),
+}
 
 
-def _of_other_heads(name: str) -> list[str]:
-    """The kinds that are another one but for their head: what each head has is said once, of the first kind that has it."""
-    families = declared_families(require(name))
-    plain = {family.name: family for family in families if not family.like}
-    kinds_by_head: dict[tuple[object, ...], list[FamilyTables]] = {}
-    for family in families:
-        if family.like and family.config and isinstance(family.tables, Tables):
-            rows = [one for each in family.tables for one in each.rows if one.canonical.startswith("classifier.")]
-            kinds_by_head.setdefault((*rows, len(family.name) - len(_stem(family))), []).append(family)
-    parts = ["## Other heads"] if kinds_by_head else []
-    for (*rows, _), kinds in kinds_by_head.items():
-        first = kinds[0]
-        base = plain[first.like].config
-        assert base is not None and first.config is not None
-        known = {id(entry) for entry in base.entries}
-        said = [entry for entry in first.config.entries if id(entry) not in known]
-        parts += [f"**{first.name}**: as {first.like} but for its head, and {_or_not(rows)}", _config_table(said)]
-        parts += [_row_table(rows, ())] if rows else []
-        parts += [f"Likewise {', '.join(code(kind.name) for kind in kinds[1:])}."] if kinds[1:] else []
-    return parts
-
-
-def _stem(family: FamilyTables) -> str:
-    """What the name of a kind of transformers begins with: the family, and not its head."""
-    return re.sub(r"(ForCausalLM|LMHeadModel|ForMaskedLM)$", "", family.like)
-
-
-def _or_not(rows: Iterable[Row]) -> str:
-    return (
-        "its tensors have the names that they have there:"
-        if rows
-        else "without the prefix in the names of its tensors:"
-    )
-
-
-def _configs(families: Sequence[FamilyTables]) -> list[str]:
-    """The config tables of a plugin; each after the first shows where it differs from the one it was made from."""
-    found = list({id(family.config): family.config for family in families if family.config is not None}.values())
-    parts = ["## Config keys"] if found else []
-    for index, config in enumerate(found):
-        base = max(found[:index], key=lambda other: _shared(config, other), default=None)
-        if base is None or _shared(config, base) < len(base.entries) // 3:
-            parts += [f"### {config.name}", _config_table(config.entries)]
-            continue
-        known = {id(entry) for entry in base.entries}
-        mine = {key for entry in config.entries for key in entry.keys}
-        gone = sorted({key for entry in base.entries for key in entry.keys} - mine)
-        said = [entry for entry in config.entries if id(entry) not in known]
-        parts += [f"### {config.name}", f"As {base.name}{_without(gone)}{', and' if said else '.'}"]
-        parts += [_config_table(said)] if said else []
-    return parts
-
-
-def _without(names: Iterable[str]) -> str:
-    listed = ", ".join(map(code, names))
-    return f", without {listed}" if listed else ""
-
-
-def _shared(one: Config, two: Config) -> int:
-    return len({id(entry) for entry in one.entries} & {id(entry) for entry in two.entries})
-
-
-def _config_table(entries: Iterable[Entry]) -> str:
-    ignored: dict[str, list[str]] = {}
-    rows = []
-    for entry in entries:
-        if isinstance(entry, Ignore):
-            ignored.setdefault(entry.why, []).append(entry.key)
-        else:
-            rows.append(_config_row(entry))
-    return table(("key", "says"), [*rows, *((_by_section(keys), f"ignored: {why}") for why, keys in ignored.items())])
-
-
-def _by_section(keys: Sequence[str]) -> str:
-    """Keys in words; those that several sections of a config have (`encoder.seed`, `decoder.seed`) are said once."""
-    owners: dict[str, list[str]] = {}
-    for key in keys:
-        section, _, name = key.rpartition(".")
-        owners.setdefault(name, []).append(section)
-    alone = [key for key in keys if len(owners[key.rpartition(".")[2]]) == 1]
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, sections in owners.items():
-        if len(sections) > 1:
-            groups.setdefault(tuple(sections), []).append(name)
-    parts = [", ".join(map(code, alone))] if alone else []
-    for sections, names in groups.items():
-        said = " and ".join(code(section) if section else "the config" for section in sections)
-        parts.append(f"in {said}: {', '.join(map(code, names))}")
-    return "; ".join(parts)
-
-
-def _config_row(entry: Entry) -> tuple[str, str]:
-    return ", ".join(map(code, entry.keys)), entry.words()
-
-
-def _choices(families: Sequence[FamilyTables]) -> list[str]:
-    """The choices that the rows of a plugin stand under."""
-    found = {one.name: one for family in families if isinstance(family.tables, Tables) for one in family.tables.choices}
-    rows = []
-    for one in found.values():
-        default = "" if one.default is None else code(one.default)
-        rows.append((code(one.name), ", ".join(map(code, one.values)), default, one.help))
-    return ["## Choices", table(("choice", "values", "default", "what it decides"), rows)] if rows else []
-
-
-def _tables(families: Sequence[FamilyTables], name: str) -> list[str]:
-    """The tensor tables of a plugin; a variant shows where it differs from the table it was made from.
-
-    A format without tables of its own has those of others, and the declared sentences say all of its rows.
-    """
-    found: dict[Table, str] = {}
-    for family in families:
-        for one in family.tables:
-            found.setdefault(one, family.name)
-    if not found:
-        lines = list(Sentences.beside(require(name).module))
-        return ["## Tensors", _sentence_table(lines)] if lines else []
-    parts = ["## Tensors"]
-    shown: list[Table] = []
-    for one, label in found.items():
-        below = f", below `{one.native}`" * bool(one.native) + f", for `{one.to}`" * bool(one.to)
-        below += f", under `{words_of(one.under)}`" * bool(one.under)
-        like = [other for other in shown if (other.native, other.to) == (one.native, one.to)]
-        base = max(like, key=lambda other: len({*other.rows} & {*one.rows}), default=None)
-        shown.append(one)
-        if base is None or 2 * len({*base.rows} & {*one.rows}) < len(base.rows):
-            parts += [f"{code(label)}{below}:", _row_table(one.rows, one.drops)]
-            continue
-        mine = {r.native for r in one.rows}
-        rows, drops = [r for r in one.rows if r not in base.rows], [d for d in one.drops if d not in base.drops]
-        gone = _without(r.native for r in base.rows if r.native not in mine)
-        like = "above" if found[base] == label else code(found[base])
-        parts += [f"{code(label)}{below}: as {like}{gone}{', and' if rows or drops else ''}"]
-        parts += [_row_table(rows, drops)] if rows or drops else []
-    return parts
-
-
-def _sentence_table(lines: Iterable[Declared]) -> str:
-    rows = []
-    for line in lines:
-        rest = [f"{part.replace('=', '=`').replace(',', ' ')}`" for part in line.division.split()]
-        rest += [f"{line.values} of the values"] * bool(line.values) + [f"for `{line.under}`"] * bool(line.under)
-        rows.append((code(line.native), code(line.sentence), code(line.canonical), ", ".join(rest)))
-    return table(("native", "layout of one rank", "canonical", ""), rows)
-
-
-def _row_table(rows: Iterable[Row], drops: Iterable[Drop]) -> str:
-    cells = [(code(r.native), code(r.sentence), code(r.canonical), _row_rest(r)) for r in rows]
-    cells += [(code(dropped.native), "", "", f"dropped: {dropped.why}") for dropped in drops]
-    return table(("native", "layout of one rank", "canonical", ""), cells)
-
-
-def _row_rest(row: Row) -> str:
-    said = [f"{dimension}=`{axes}`" for dimension, axes in row.splits]
-    said += [f"when `{row.when}`"] * bool(row.when) + [f"under `{words_of(row.under)}`"] * bool(row.under)
-    said += [f"via `{row.via}`"] * (row.via is not None)
-    said += [f"always {row.dtype}"] * (row.dtype is not None) + ["a copy, may be absent"] * row.copy
-    return ", ".join(said)
-
-
-def names() -> str:
-    """What every format calls each canonical parameter."""
+def names(page: str = "") -> str:
+    """What every format calls each canonical parameter of a page. Formats that call it the same stand in one row."""
     parts = []
     for canonical, by_format in names_everywhere().items():
-        rows = [
-            (
-                code(format),
-                code(name.native),
-                code(name.sentence),
-                ", ".join((*filter(None, [code(name.ranks)]), *name.conditions)),
-            )
-            for format, names in by_format.items()
-            if format in FIRST_PARTY
-            for name in names
-        ]
-        if rows:
-            parts += [f"### `{canonical}`", table(("format", "name", "layout of one rank", ""), rows)]
+        home = next((name for name, begins in _NAME_PAGES.items() if canonical.startswith(begins)), "")
+        formats: dict[tuple[str, str], dict[str, list[str]]] = {}
+        for format, found in by_format.items() if home == page else ():
+            for (native, sentence), whens in _whens(found).items() if format in FIRST_PARTY else ():
+                for when in whens:
+                    formats.setdefault((native, sentence), {}).setdefault(when, []).append(format)
+        if formats:
+            rows = [
+                (
+                    code(native),
+                    code(sentence),
+                    "; ".join(f"{codes(dict.fromkeys(those))}{when}" for when, those in by.items()),
+                )
+                for (native, sentence), by in formats.items()
+            ]
+            parts += [f"## `{canonical}`", table(("name", "layout of one rank", "formats"), rows)]
     return "\n\n".join(parts)
+
+
+def _whens(names: Iterable[NativeName]) -> dict[tuple[str, str], Iterable[str]]:
+    """By name and layout: which ranks have it, and under what conditions it is called so, in words.
+
+    The choices of a format are left out where other choices say the same.
+    """
+    conditions: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for name in names:
+        said = (
+            *filter(None, [code(name.ranks)]),
+            *(re.sub(r"^(under|when) (.*)", r"\1 `\2`", one) for one in name.conditions),
+        )
+        conditions.setdefault((name.native, name.sentence), []).append(said)
+    found = {}
+    for place, several in conditions.items():
+        if len(several) > 1:
+            several = [tuple(one for one in said if not one.startswith("under ")) for said in several]
+        found[place] = [""] if () in several else dict.fromkeys(f" ({', '.join(said)})" for said in several)
+    return found
 
 
 def families() -> str:
@@ -393,7 +216,7 @@ def heads() -> str:
     kinds: dict[str, list[str]] = {}
     for family in declared_families(require("hf")):
         if family.like:
-            kinds.setdefault(family.name.removeprefix(_stem(family)).removeprefix("Text"), []).append(_stem(family))
+            kinds.setdefault(family.name.removeprefix(stem(family)).removeprefix("Text"), []).append(stem(family))
     return table(
         ("class", "of", "families"), [(code(f"...{end}"), len(names), ", ".join(names)) for end, names in kinds.items()]
     )
@@ -752,6 +575,11 @@ def notebook() -> str:
 SECTIONS: dict[str, Callable[..., str]] = {
     "formats": formats,
     "format-page": format_page,
+    "format-top": format_top,
+    "hf-index": hf_index,
+    "hf-families": hf_families,
+    "hf-heads": hf_heads,
+    "hf-keys": hf_keys,
     "declared": declared,
     "proven": proven,
     "names": names,
@@ -769,6 +597,7 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "command-line": command_line,
     "file": file,
     "template": template,
+    "measured": measured.measured,
     "floors": floors.drawing,
     "rooms": floors.rooms,
     "sdk": sdk_names.page,

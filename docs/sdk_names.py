@@ -7,6 +7,7 @@ import enum
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -41,6 +42,8 @@ def signature(name: str, value: Any) -> str:
     """How a name is called; the name alone where it is not called."""
     if inspect.isclass(value) and issubclass(value, enum.Enum):
         return f"{name}: {', '.join(member.name for member in value)}"
+    if typing.get_origin(value):  # `Mapping[str, int]`, which Python 3.13 gives the signature of any call
+        return name
     if not callable(value) or (inspect.isclass(value) and getattr(value, "_is_protocol", False)):
         return name
     try:

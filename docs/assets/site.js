@@ -9,10 +9,18 @@ document.addEventListener("click", (event) => {
   button.dataset.clipboardText = commands.map((line) => line.replace(/^\$ /, "")).join("\n");
 }, true);
 
+// Short names in tables are not broken.
+for (const code of document.querySelectorAll(".md-typeset :is(td, th) code")) code.classList.toggle("short", code.textContent.length < 24);
+
 // Names in code at the end of a row are broken where they have a joint, before they are broken anywhere.
 for (const code of document.querySelectorAll(".md-typeset td:last-child code")) {
   if (code.childElementCount || code.textContent.length < 24) continue;
   code.innerHTML = code.innerHTML.replace(/(?<=[_/:.=])(?=\w)/g, "<wbr>");
+}
+
+// The same beside the page, where the names of classes are longer than the room.
+for (const label of document.querySelectorAll(".md-nav--secondary .md-ellipsis :is(.md-typeset, code)")) {
+  if (!label.childElementCount) label.innerHTML = label.innerHTML.replace(/(?<=[_.])(?=\w)|(?=For[A-Z])|(?<=[a-z\d])(?=Model)/g, "<wbr>");
 }
 
 // On a narrow screen the rows of a table that does not fit are set as paragraphs: every cell knows the title of its column.

@@ -39,7 +39,8 @@ def install(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
         (info / "entry_points.txt").write_text(f"[ckpt.formats]\n{format} = {module}\n")
         (installed / f"{module}.py").write_text(text.replace("{name}", format))
         monkeypatch.setenv("CKPT_PLUGINS", f"toy,{format}")
-        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.setitem(sys.modules, module, None)  # which is undone, whatever is imported under this name
+        del sys.modules[module]
         importlib.invalidate_caches()
         for cached in (entry_points, discovery.load):
             cached.cache_clear()

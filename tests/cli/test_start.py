@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ckpt_tests import tiny
@@ -47,7 +48,8 @@ def imported(*words: str) -> set[str]:
 def test_a_conversion_imports_neither_other_families_nor_other_formats(llama: str, tmp_path: Path) -> None:
     modules = imported("convert", llama, str(tmp_path / "out"), "--to", "nanotron", "--tp", "2", "--dry-run")
     assert "ckpt_hf.families.llama" in modules
-    assert not modules & NOT_NEEDED.keys()
+    of_numpy = {"_hashlib"} if np.__version__ < "2" else set()  # NumPy 1 draws random bits with `secrets`
+    assert not modules & NOT_NEEDED.keys() - of_numpy
 
 
 def test_a_conversion_to_hf_imports_no_family_after_the_one_that_holds_the_model(llama: str, tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def test_json_is_refused_before_it_is_read(item: str) -> None:
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < 128 << 20
 
 
+@pytest.mark.parametrize(("opens", "closes"), [(b"[", b"]"), (b'{"a":[', b"]}")], ids=["arrays", "both"])
+def test_json_nests_so_deep_in_every_python(opens: bytes, closes: bytes) -> None:
+    """Python's own limit lies between 1000 levels and 10,000, and what walks the value has 1000 calls."""
+    most = 64 // (len(closes))
+    assert parse_json(opens * most + closes * most, "x.json")
+    for times in (most + 1, 500, 5000, 50_000):
+        with pytest.raises(FormatError, match="nested too deeply"):
+            parse_json(opens * times + closes * times, "x.json")
+
+
 def test_yaml_has_so_many_values() -> None:
     with pytest.raises(FormatError, match="more than 100000 values"):
         parse_yaml(b"[" + b"a," * 100_000 + b"b]", "x.yaml")

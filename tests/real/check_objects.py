@@ -1,6 +1,7 @@
-"""Checkpoints in buckets, against a whole S3 server on this machine (moto) and the real clients (obstore to read, boto3 to write).
+"""Checkpoints in buckets, against whole servers on this machine, moto for S3 and Azurite for Azure, and the real clients: obstore to read,
+boto3 and azure-storage-blob to write.
 
-`nox -s objects`. The server keeps bytes, ETags and conditions as S3 does; what a store gets wrong is in tests/remote, where a server
+`nox -s objects`. The servers keep bytes, ETags and conditions as the stores do; what a store gets wrong is in tests/remote, where a server
 of our own can be told to.
 """
 
@@ -9,34 +10,33 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import math
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import boto3
 import obstore
 import pytest
 from killed_upload import PART, killed
-from obstore.store import S3Store
-from troubled_store import TROUBLES, Troubled
+from object_servers import BUCKET, Azurite, Moto, Server
+from troubled_store import SLOW, TROUBLES, WRONG, Troubled
 
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.engine import claim, parts
 from ckpt_core.engine.uploads import SENDERS
 from ckpt_core.errors import CkptError, FormatError, StoreError
 from ckpt_core.receipt.places import RECEIPT
-from ckpt_core.storage.bytes.remote import ranges, writable
+from ckpt_core.storage.bytes.remote import az, buckets, ranges, s3, writable
 from ckpt_core.storage.bytes.remote.objects import Hiccup
 from ckpt_core.storage.bytes.remote.s3 import S3
 from ckpt_core.storage.bytes.remote.writing import Body, Gone, Taken
@@ -46,45 +46,25 @@ from ckpt_tests.goldens import SHIPPED
 from ckpt_tests.program import ckpt
 
 CASES = sorted(f"{one.parent.parent.name}/{one.parent.name}" for one in SHIPPED.rglob("case.json"))
-BUCKET = "checkpoints"
 
 
-@pytest.fixture(scope="session")
-def store() -> Iterator[S3Store]:
+@pytest.fixture(scope="session", params=["s3", "az"])
+def store(request: pytest.FixtureRequest) -> Iterator[Server]:
     """An empty bucket; the environment of this process leads to it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = os.environ.get("MOTO_SERVER", Path(sys.executable).parent / "moto_server")
-    small = {**os.environ, "S3_UPLOAD_PART_MIN_SIZE": "1"}  # parts of a small model
-    server = subprocess.Popen([program, "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL, env=small)
-    url = f"http://127.0.0.1:{port}"
-    os.environ |= {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_REGION": "us-east-1",
-    }
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT")).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    try:
-        yield S3Store(BUCKET, endpoint=url, client_options={"allow_http": True})
-    finally:
-        server.terminate()
-        server.wait()
+    if request.param == "az" and Azurite.program() is None:
+        pytest.skip("az:// is NOT judged: there is no azurite-blob (npm install azurite, then set AZURITE)")
+    server = Moto() if request.param == "s3" else Azurite()
+    yield server
+    server.stop()
 
 
-def put(store: S3Store, folder: Path, prefix: str) -> str:
+def put(store: Server, folder: Path, prefix: str) -> str:
     """Every file of a folder (or a file) in the bucket; returns the address."""
     files = sorted(one for one in folder.rglob("*") if one.is_file()) if folder.is_dir() else [folder]
     for file in files:
         inside = file.relative_to(folder if folder.is_dir() else folder.parent).as_posix()
-        obstore.put(store, f"{prefix}/{inside}", file.read_bytes())
-    return f"s3://{BUCKET}/{prefix}" if folder.is_dir() else f"s3://{BUCKET}/{prefix}/{folder.name}"
+        obstore.put(store.store, f"{prefix}/{inside}", file.read_bytes())
+    return store.address(prefix if folder.is_dir() else f"{prefix}/{folder.name}")
 
 
 @pytest.fixture(scope="session")
@@ -103,13 +83,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_golden_opens(store: S3Store, case: str) -> None:
+def test_every_golden_opens(store: Server, case: str) -> None:
+    if store.scheme == "az" and CASES.index(case) % 4:
+        pytest.skip("every fourth is read from az://: the formats are the same, and the reader's library is")
     folder = SHIPPED / case / "checkpoint"
     inside = [one for one in folder.iterdir() if one.suffix == ".nemo"]
     given = next((one for name in ("config", "source_hf") if (one := SHIPPED / case / name).is_dir()), None)
     put(store, SHIPPED / case, case)
-    address = f"s3://{BUCKET}/{case}/checkpoint" + (f"/{inside[0].name}" if inside else "")
-    config = None if given is None else f"s3://{BUCKET}/{case}/{given.name}"
+    address = store.address(f"{case}/checkpoint") + (f"/{inside[0].name}" if inside else "")
+    config = None if given is None else store.address(f"{case}/{given.name}")
     try:
         expected = fingerprint(inside[0] if inside else folder, config=given)
     except Exception as error:  # a case that needs an option: both say so in the same words
@@ -119,7 +101,7 @@ def test_every_golden_opens(store: S3Store, case: str) -> None:
         assert fingerprint(address, config=config) == expected
 
 
-def test_every_command_reads_a_bucket(store: S3Store, model: Path, tmp_path: Path) -> None:
+def test_every_command_reads_a_bucket(store: Server, model: Path, tmp_path: Path) -> None:
     source = put(store, model, "run/llama")
     code, text = ckpt("inspect", source)
     assert code == 0 and source in text, text
@@ -143,37 +125,35 @@ def test_every_command_reads_a_bucket(store: S3Store, model: Path, tmp_path: Pat
     assert contents(tmp_path / "back")["model.safetensors"] == contents(model)["model.safetensors"]
 
 
-def test_a_change_in_between_is_noticed(store: S3Store, model: Path) -> None:
+def test_a_change_in_between_is_noticed(store: Server, model: Path) -> None:
     source = put(store, model, "changing")
     with open_checkpoint(source) as checkpoint:
         ranges._STEPS.__init__()  # type: ignore[misc]
         data = bytearray((model / "model.safetensors").read_bytes())
         data[-1] ^= 1
-        obstore.put(store, "changing/model.safetensors", bytes(data))
+        obstore.put(store.store, "changing/model.safetensors", bytes(data))
         with pytest.raises(FormatError, match="the source changed while it was being read"):
             checkpoint[list(checkpoint)[-1]].numpy()
-        obstore.delete(store, "changing/model.safetensors")
+        obstore.delete(store.store, "changing/model.safetensors")
         with pytest.raises(FormatError, match="the source changed while it was being read"):
             checkpoint[list(checkpoint)[-1]].numpy()
 
 
-def test_what_is_not_there_is_one_error(store: S3Store) -> None:
-    code, text = ckpt("inspect", f"s3://{BUCKET}/nothing")
+def test_what_is_not_there_is_one_error(store: Server) -> None:
+    code, text = ckpt("inspect", store.address("nothing"))
     assert code == 1 and "there is no such file or folder" in text, text
-    code, text = ckpt("inspect", "s3://another-bucket/x")
-    assert code == 1 and "NoSuchBucket" in text and "Traceback" not in text, text
+    code, text = ckpt("inspect", store.address("x").replace(BUCKET, "another-bucket"))
+    assert code == 1 and "there is no such bucket" in text and "Traceback" not in text, text
 
 
-def test_a_cache_serves_every_later_command(store: S3Store, model: Path, tmp_path: Path) -> None:
+def test_a_cache_serves_every_later_command(store: Server, model: Path, tmp_path: Path) -> None:
     source = put(store, model, "cached")
     outputs = [ckpt("fingerprint", source, "--cache", tmp_path / "cache") for _ in range(2)]
     assert outputs[0] == outputs[1] and outputs[0][0] == 0
     assert list((tmp_path / "cache").glob("*.data"))
 
 
-def test_a_store_that_goes_away_keeps_what_is_done(
-    store: S3Store, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_goes_away_keeps_what_is_done(store: Server, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = put(store, model, "going")
     with open_checkpoint(source) as checkpoint:
         ranges._STEPS.__init__()  # type: ignore[misc]
@@ -194,52 +174,17 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART", PART)
 
 
-class Seen:
-    """What a client of its own sees in the bucket below an address."""
-
-    def __init__(self, address: str) -> None:
-        self.client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
-        self.prefix = address.removeprefix(f"s3://{BUCKET}/")
-
-    def objects(self) -> dict[str, bytes]:
-        found: dict[str, bytes] = {}
-        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=self.prefix):
-            for one in page.get("Contents", ()):
-                body = self.client.get_object(Bucket=BUCKET, Key=one["Key"])["Body"]
-                found[one["Key"].removeprefix(self.prefix)] = body.read()
-        return found
-
-    def uploads(self) -> list[tuple[str, str]]:
-        found = self.client.list_multipart_uploads(Bucket=BUCKET, Prefix=self.prefix).get("Uploads", ())
-        return [(one["Key"], one["UploadId"]) for one in found]
-
-    def parts(self) -> int:
-        found = 0
-        for key, name in self.uploads():
-            with contextlib.suppress(
-                self.client.exceptions.NoSuchUpload
-            ):  # a completion that was on its way arrived now
-                found += len(self.client.list_parts(Bucket=BUCKET, Key=key, UploadId=name).get("Parts", ()))
-        return found
-
-    def clear(self) -> None:
-        for name in self.objects():
-            self.client.delete_object(Bucket=BUCKET, Key=self.prefix + name)
-        for key, name in self.uploads():
-            self.client.abort_multipart_upload(Bucket=BUCKET, Key=key, UploadId=name)
-
-
 @pytest.fixture
-def sends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def sends(store: Server, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the parts that this process sends."""
     sent: list[int] = []
-    plain = S3.send
+    plain = store.sink.send  # type: ignore[attr-defined]
 
-    def noted(self: S3, address: str, upload: str, number: int, body: Any) -> str:
+    def noted(self: object, address: str, upload: str, number: int, body: Any) -> str:
         sent.append(number)
         return plain(self, address, upload, number, body)
 
-    monkeypatch.setattr(S3, "send", noted)
+    monkeypatch.setattr(store.sink, "send", noted)
     return sent
 
 
@@ -258,13 +203,13 @@ CASES_WRITTEN = {
 
 @pytest.mark.parametrize("case", CASES_WRITTEN)
 def test_every_container_is_written_and_chained(
-    store: S3Store, model: Path, small_parts: None, tmp_path: Path, case: str
+    store: Server, model: Path, small_parts: None, tmp_path: Path, case: str
 ) -> None:
-    address, asked = f"s3://{BUCKET}/chain/{case}", CASES_WRITTEN[case]
+    address, asked = store.address(f"chain/{case}"), CASES_WRITTEN[case]
     source = put(store, model, f"chain-source/{case}")
     written = convert(source, address, spool=tmp_path / "spool", **asked)  # type: ignore[arg-type]
     assert written.fingerprint == fingerprint(model) == fingerprint(address)
-    seen = Seen(address)
+    seen = store.seen(address)
     assert not seen.uploads() and not list((tmp_path / "spool").iterdir())
     for command in (
         ["verify", source, address],
@@ -275,7 +220,9 @@ def test_every_container_is_written_and_chained(
         code, text = ckpt(*command)
         assert code == 0, text
     convert(address, f"{address}-back", to="hf", spool=tmp_path / "spool")
-    assert Seen(f"{address}-back/model.safetensors").objects()[""] == contents_of(model, tmp_path, "model.safetensors")
+    assert store.seen(f"{address}-back/model.safetensors").objects()[""] == contents_of(
+        model, tmp_path, "model.safetensors"
+    )
 
 
 def contents_of(model: Path, tmp_path: Path, name: str) -> bytes:
@@ -309,7 +256,7 @@ ROWS = [(case, moments[n : n + 8]) for case, moments in KILLED.items() for n in 
     ("case", "moments"), ROWS, ids=[f"{case} {request} {n} {after}" for case, ((request, n, after), *_) in ROWS]
 )
 def test_killed_at_every_part(
-    store: S3Store,
+    store: Server,
     model: Path,
     small_parts: None,
     sends: list[int],
@@ -318,8 +265,8 @@ def test_killed_at_every_part(
     moments: list[tuple[str, int, bool]],
 ) -> None:
     asked = CASES_WRITTEN[case]
-    address = f"s3://{BUCKET}/killed/{case}-{moments[0][0]}-{moments[0][1]}"
-    seen = Seen(address)
+    address = store.address(f"killed/{case}-{moments[0][0]}-{moments[0][1]}")
+    seen = store.seen(address)
     convert(model, address, spool=tmp_path / "spool", **asked)  # type: ignore[arg-type]
     expected, total = seen.objects(), len(sends)
     for request, number, after in moments:
@@ -345,6 +292,44 @@ def test_killed_at_every_part(
         assert not list((tmp_path / "spool").iterdir())
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside another upload"])
+def test_an_error_of_the_input_drops_what_was_sent(
+    store: Server, model: Path, small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    """The blocks of another upload to the same blob are not dropped with ours, in Azure, nor ours with them then."""
+    source, address = shutil.copytree(model, tmp_path / "source"), store.address(f"input/{others}")
+    plain, foreign = store.sink.send, Body(str(model / "config.json"), 0, 10)  # type: ignore[attr-defined]
+
+    def changes(self: Any, where: str, upload: str, number: int, body: Any) -> str:
+        os.utime(source / "model.safetensors", (1e9, 1e9 + number))
+        if others and number == 3:
+            plain(self, where, self.begin(where, ""), 1, foreign)
+        return str(plain(self, where, upload, number, body))
+
+    monkeypatch.setattr(store.sink, "send", changes)
+    with pytest.raises(FormatError, match="changed while it was being read"):
+        convert(source, address, to="hf", spool=tmp_path / "spool")
+    foreign.close()
+    seen = store.seen(address)
+    assert not seen.objects() and not list((tmp_path / "spool").iterdir())
+    kept = seen.parts()
+    assert kept == 0 if not others else kept == 1 if store.scheme == "s3" else kept > 1
+    seen.clear()
+
+
+def test_the_mark_of_a_folder_is_no_file(store: Server, model: Path, small_parts: None, tmp_path: Path) -> None:
+    """An account of Azure with a hierarchical namespace lists folders as empty blobs with a mark."""
+    if store.scheme != "az":
+        pytest.skip("of Azure alone")
+    address = store.address("marked/out")
+    container = store.sink("az://" + BUCKET)._client  # type: ignore[call-arg]
+    for folder in ("marked", "marked/out", "marked/out/0"):
+        container.get_blob_client(folder).upload_blob(b"", metadata={"hdi_isfolder": "true"})
+    convert(model, address, to="nanotron", tp=2, spool=tmp_path / "spool")
+    code, text = ckpt("verify", model, address)
+    assert code == 0, text
+
+
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 90 MB, which has parts of the size that they really have, in two files."""
@@ -354,10 +339,11 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def troubled(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Troubled]:
+def troubled(store: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Troubled]:
     """The server of these checks behind one that makes trouble."""
-    server = Troubled(urlsplit(os.environ["AWS_ENDPOINT_URL"]).port or 0)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    server = Troubled(store.port)
+    for name, value in store.environment(server.url).items():
+        monkeypatch.setenv(name, value)
     forget_clients()
     yield server
     server.shutdown()
@@ -365,7 +351,7 @@ def troubled(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Troubl
 
 
 def forget_clients() -> None:
-    writable._s3.cache_clear()
+    writable._store.cache_clear()
     ranges.store_of.__globals__["_store"].cache_clear()
 
 
@@ -423,9 +409,9 @@ CHAIN = [
 """Where the command is killed, each time further on."""
 
 
-def test_the_command_is_killed_again_and_again(store: S3Store, troubled: Troubled, large: Path, tmp_path: Path) -> None:
-    address, spool = f"s3://{BUCKET}/command/chosen", tmp_path / "spool"
-    seen = Seen(address)
+def test_the_command_is_killed_again_and_again(store: Server, troubled: Troubled, large: Path, tmp_path: Path) -> None:
+    address, spool = store.address("command/chosen"), tmp_path / "spool"
+    seen = store.seen(address)
     for kind, number, after in CHAIN:
         killed_at(troubled, kind, number, after, lambda: Command(large, address, spool))
         assert not any(name.endswith(RECEIPT) for name in seen.objects()) or kind == "remove", (kind, number)
@@ -437,19 +423,19 @@ def test_the_command_is_killed_again_and_again(store: S3Store, troubled: Trouble
 def whole_and_alone(model: Path, address: str, spool: Path, tmp_path: Path) -> None:
     """All of an output is at the address, nothing else, nothing in the spool, and no upload."""
     convert(model, tmp_path / "local", to="hf", sync=False, options={"max_shard_size": "50MB"})
-    there, local = Seen(address).objects(), tmp_path / "local"
+    there, local = store.seen(address).objects(), tmp_path / "local"
     assert there.keys() == {f"/{one.name}" for one in local.iterdir()}
     assert all(there[f"/{one.name}"] == one.read_bytes() for one in local.iterdir() if one.name != RECEIPT)
-    assert not Seen(address).uploads() and not list(spool.iterdir())
+    assert not store.seen(address).uploads() and not list(spool.iterdir())
     assert ckpt("verify", model, address)[0] == 0
 
 
-def test_the_command_is_killed_at_any_time(store: S3Store, large: Path, tmp_path: Path) -> None:
-    address, spool, chance = f"s3://{BUCKET}/command/random", tmp_path / "spool", random.Random(7)
+def test_the_command_is_killed_at_any_time(store: Server, large: Path, tmp_path: Path) -> None:
+    address, spool, chance = store.address("command/random"), tmp_path / "spool", random.Random(7)
     begun = time.monotonic()
     assert Command(large, address, spool).ended()[0] == 0
     whole = time.monotonic() - begun
-    seen, killed = Seen(address), 0
+    seen, killed = store.seen(address), 0
     seen.clear()
     for _ in range(12):
         command = Command(large, address, spool)
@@ -463,18 +449,17 @@ def test_the_command_is_killed_at_any_time(store: S3Store, large: Path, tmp_path
     assert killed > 3
     code, text = Command(large, address, spool).ended()
     assert code == 0, text
-    for _, upload in seen.uploads():  # of a run that was killed between its uploads and its claim
-        assert not seen.client.list_parts(Bucket=BUCKET, Key=_, UploadId=upload).get("Parts")
-        seen.client.abort_multipart_upload(Bucket=BUCKET, Key=_, UploadId=upload)
+    assert not seen.parts()
+    seen.clear_uploads()  # of a run that was killed between its uploads and its claim
     whole_and_alone(large, address, spool, tmp_path)
 
 
 def test_the_command_goes_on_elsewhere_once_the_other_machine_is_silent(
-    store: S3Store, troubled: Troubled, large: Path, tmp_path: Path
+    store: Server, troubled: Troubled, large: Path, tmp_path: Path
 ) -> None:
-    address = f"s3://{BUCKET}/command/elsewhere"
+    address = store.address("command/elsewhere")
     killed_at(troubled, "send", 4, True, lambda: Command(large, address, tmp_path / "a"))
-    there = Seen(address).parts()
+    there = store.seen(address).parts()
     first = Command(large, address, tmp_path / "b")
     time.sleep(5)
     code, text = ckpt("inspect", address)
@@ -486,10 +471,10 @@ def test_the_command_goes_on_elsewhere_once_the_other_machine_is_silent(
 
 
 def test_the_command_leaves_one_that_lives_alone(
-    store: S3Store, troubled: Troubled, large: Path, tmp_path: Path
+    store: Server, troubled: Troubled, large: Path, tmp_path: Path
 ) -> None:
     """The first one is slow; the second one looks, names it, and ends; a third one of something else is refused, too."""
-    address = f"s3://{BUCKET}/command/both"
+    address = store.address("command/both")
     slow = threading.Event()
 
     def wait(kind: str, number: int) -> None:
@@ -510,27 +495,46 @@ def test_the_command_leaves_one_that_lives_alone(
     whole_and_alone(large, address, tmp_path / "a", tmp_path)
 
 
+def limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every client wait two seconds for a byte, not sixty."""
+    for module in (az, buckets, s3):
+        monkeypatch.setattr(module, "_TIMEOUT", 2)
+    forget_clients()
+
+
 READING = {"list", "head", "get", "range", "parts"}
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("trouble", [*TROUBLES, *SLOW])
 def test_each_trouble_of_a_store_passes(
-    store: S3Store, troubled: Troubled, model: Path, small_parts: None, tmp_path: Path, trouble: str
+    store: Server,
+    troubled: Troubled,
+    model: Path,
+    small_parts: None,
+    tmp_path: Path,
+    trouble: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each fourth request, of each kind, has the trouble; from bucket to bucket, verified there."""
-    source, address = put(store, model, f"trouble/{trouble}/from"), f"s3://{BUCKET}/trouble/{trouble}/to"
+    """Requests 1, 4, 9, 16, ... of each kind have the trouble, each twentieth if that takes its time; from bucket to bucket, verified there.
+
+    The gaps grow. With equal gaps, threads that take turns can let one request have all of the trouble.
+    """
+    if trouble in SLOW:
+        limit(monkeypatch)
+    source, address = put(store, model, f"trouble/{trouble}/from"), store.address(f"trouble/{trouble}/to")
     lock, struck = threading.Lock(), Counter[str]()
 
     def strikes(kind: str, number: int) -> str | None:
         with lock:
-            if number % 4 != 1 or (trouble == "error in 200" and kind != "complete"):
+            has = number % 20 == 1 if trouble in SLOW else math.isqrt(number) ** 2 == number
+            if not has or (trouble == "error in 200" and kind != "complete"):
                 return None  # S3 begins a long answer before it knows the end of the work
-            if trouble == "short answer" and kind not in READING:
+            if trouble in ("short answer", "stalled answer") and kind not in READING:
                 return None
             struck[kind] += 1
             return trouble
 
-    if trouble in ("lost answer", "short answer"):
+    if trouble in ("lost answer", "short answer", "stalled answer"):
         troubled.after = strikes
     else:
         troubled.before = strikes
@@ -540,45 +544,88 @@ def test_each_trouble_of_a_store_passes(
     assert verdict[0] == 0, verdict
     assert written.fingerprint == fingerprint(model) == fingerprint(address)
     assert not list((tmp_path / "spool").iterdir())
-    seen = Seen(address)  # of an upload whose name was lost on the way nobody knows
+    seen = store.seen(address)  # of an upload whose name was lost on the way nobody knows
     assert not seen.parts() and (trouble == "lost answer" or not seen.uploads())
-    assert struck["complete"] or trouble == "short answer"
+    assert struck["complete"] or trouble in ("short answer", "stalled answer")
     assert struck["range"] + struck["get"] or trouble == "error in 200"
 
 
-def test_what_a_real_store_refuses_is_said_and_keeps_the_work(
-    store: S3Store, model: Path, small_parts: None, sends: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("trouble", [*SLOW, *WRONG])
+@pytest.mark.parametrize("side", ["read", "written"])
+def test_a_store_that_goes_on_like_that_is_an_error_in_time_or_none(
+    store: Server,
+    troubled: Troubled,
+    model: Path,
+    small_parts: None,
+    tmp_path: Path,
+    side: str,
+    trouble: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    code, text = ckpt("convert", model, "s3://no-such-bucket/x", "--to", "hf", "--spool", tmp_path / "spool")
-    assert code == 1 and "there is no such bucket" in text and "Traceback" not in text, text
-    address = f"s3://{BUCKET}/refused"
+    """Each request has the trouble, on the side of the source or of the destination. A redirect leads to where all is well."""
+    limit(monkeypatch)
+    monkeypatch.setattr(ranges, "ATTEMPTS", 2)
+    name = f"forever/{side}/{trouble}"
+    troubled.before = lambda kind, number: trouble if trouble in ("silence", "redirect") else None
+    troubled.after = lambda kind, number: trouble
+    begun = time.monotonic()
+    if side == "read":
+        code, text = ckpt("fingerprint", put(store, model, name))
+    else:
+        code, text = ckpt("convert", model, store.address(name), "--to", "hf", "--spool", tmp_path / "spool")
+    assert time.monotonic() - begun < 90
+    assert code in (0, 1) and "Traceback" not in text and "this is a bug" not in text, text
+    assert code == 1 or trouble in ("redirect", "long answer"), text
+    troubled.calm()
+    if side == "written" and code == 0:
+        assert ckpt("verify", model, store.address(name))[0] == 0
+    elif code == 0:
+        assert text.split()[0] == fingerprint(model)
+
+
+def test_what_a_real_store_refuses_is_said_and_keeps_the_work(
+    store: Server, model: Path, small_parts: None, sends: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, text = ckpt(
+        "convert",
+        model,
+        store.address("x").replace(BUCKET, "no-such-bucket"),
+        "--to",
+        "hf",
+        "--spool",
+        tmp_path / "spool",
+    )
+    assert code == 1 and "there is no such" in text and "Traceback" not in text, text
+    address = store.address("refused")
     put(store, model / "config.json", "refused")
     code, text = ckpt("convert", model, address, "--to", "hf", "--spool", tmp_path / "spool")
     assert code == 1 and "the destination exists" in text and f"{address}/config.json" in text, text
     code, text = ckpt("convert", model, address, "--to", "hf", "--overwrite", "--spool", tmp_path / "spool")
     assert code == 2 and "--overwrite replaces nothing in a store" in text, text
-    address = f"s3://{BUCKET}/kept"
+    address = store.address("kept")
     assert killed(model, address, "send", 9, True, tmp_path / "spool", to="hf") == -signal.SIGKILL
-    there = Seen(address).parts()
+    there = store.seen(address).parts()
     code, text = ckpt("inspect", address)
     assert code == 1 and "a conversion to this address is not finished" in text, text
     with pytest.raises(CkptError, match="an unfinished conversion of something else is in the way"):
         convert(model, address, to="hf", dtype="bf16", spool=tmp_path / "other")
     with monkeypatch.context() as gone:
-        gone.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        for name, value in store.environment("http://127.0.0.1:9").items():
+            gone.setenv(name, value)
         forget_clients()
         code, text = ckpt("convert", model, address, "--to", "hf", "--spool", tmp_path / "spool")
         assert code == 1 and "does not answer" in text and "Traceback" not in text, text
     with monkeypatch.context() as gone:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            gone.delenv(name)
+        for name in store.secrets:
+            gone.delenv(name, raising=False)
+        gone.setenv("AZURE_STORAGE_ACCOUNT_NAME", "somebody")
         gone.setenv("AWS_EC2_METADATA_DISABLED", "true")
         gone.setenv("HOME", str(tmp_path))
-        writable._s3.cache_clear()
+        writable._store.cache_clear()
         with pytest.raises(StoreError, match="there are no credentials to write there"):
             writable.writable(address).begin(address, "")  # type: ignore[union-attr]
     forget_clients()
-    assert Seen(address).parts() == there
+    assert store.seen(address).parts() == there
     convert(model, address, to="hf", spool=tmp_path / "spool")
     assert len(sends) < 40 - there + 1
     assert ckpt("verify", model, address)[0] == 0

@@ -7,14 +7,16 @@ import os
 import signal
 from pathlib import Path
 
+from object_servers import SINKS
+
 from ckpt_core import convert
 from ckpt_core.engine import parts
-from ckpt_core.storage.bytes.remote.s3 import S3
+from ckpt_core.storage.bytes.remote.schemes import scheme_of
 
 PART = 4096
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["killed_upload", "boto3", "ckpt_core.engine.run", "ckpt_hf", "ckpt_nemo", "ckpt_megatron"]
+    ["killed_upload", "object_servers", "ckpt_core.engine.run", "ckpt_hf", "ckpt_nemo", "ckpt_megatron"]
 )
 
 
@@ -33,7 +35,8 @@ def _convert(
 ) -> None:
     os.environ.update(environment)
     parts.PART = PART
-    plain, calls = getattr(S3, request), 0
+    sink = SINKS[scheme_of(address) or ""]
+    plain, calls = getattr(sink, request), 0
 
     def counted(*arguments: object) -> object:
         nonlocal calls
@@ -46,5 +49,5 @@ def _convert(
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    setattr(S3, request, counted)
+    setattr(sink, request, counted)
     convert(source, address, spool=spool, **asked)

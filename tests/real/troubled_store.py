@@ -16,6 +16,11 @@ from urllib.parse import parse_qs, urlsplit
 Trouble = str | None
 TROUBLES = ("500", "503", "lost request", "lost answer", "short answer", "error in 200", "no words")
 """`lost answer`: the request has its effect. `short answer`: the body ends before its Content-Length. `no words`: 502 with a page of HTML."""
+SLOW = ("silence", "stalled answer")
+"""`silence`: no answer comes, and the connection stays. `stalled answer`: half of it comes. Whoever asks must have a limit of its own."""
+WRONG = ("cut answer", "long answer", "redirect")
+"""`cut answer`: the Content-Length is that of half the body, and no more comes. `long answer`: there is more than it says. `redirect`: to the server behind."""
+_HELD = 60.0  # seconds
 
 
 class Troubled(http.server.ThreadingHTTPServer):
@@ -30,11 +35,16 @@ class Troubled(http.server.ThreadingHTTPServer):
         self.before: Callable[[str, int], Trouble] = lambda kind, number: None
         self.after: Callable[[str, int], Trouble] = lambda kind, number: None
         self.lock = threading.Lock()
+        self.over = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def shutdown(self) -> None:
+        self.over.set()
+        super().shutdown()
 
     def calm(self) -> None:
         """From now on, no trouble; and count anew."""
@@ -48,6 +58,9 @@ class Troubled(http.server.ThreadingHTTPServer):
 def kind_of(method: str, url: str, ranged: bool) -> str:
     """What a request asks of a store."""
     query = parse_qs(urlsplit(url).query, keep_blank_values=True)
+    if "comp" in query:  # of Azure
+        ways = {"list": "list", "block": "send", "blocklist": "parts" if method == "GET" else "complete"}
+        return ways[query["comp"][0]]
     if "uploadId" in query or "uploads" in query:
         ways = {"PUT": "send", "GET": "parts", "DELETE": "abort"}
         return ways.get(method, "begin" if "uploads" in query else "complete")
@@ -68,7 +81,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(size)
         if len(body) < size:
             return self._break_off()
-        kind = kind_of(self.command, self.path, "Range" in self.headers)
+        kind = kind_of(self.command, self.path, "Range" in self.headers or "x-ms-range" in self.headers)
         with self.server.lock:
             self.server.seen[kind] += 1
             number = self.server.seen[kind]
@@ -81,18 +94,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data = answer.read()
         asked.close()
         after = self.server.after(kind, number)
-        if after != "short answer" and self._answered(after):
+        partly = after in ("short answer", "stalled answer", "cut answer", "long answer")
+        if not partly and self._answered(after):
             return
-        if after == "short answer" and len(data) < 2:
+        if partly and len(data) < 2:
             return self._break_off()
         self.send_response_only(answer.status, answer.reason)
         for name, value in answer.getheaders():
             if name.lower() not in ("connection", "transfer-encoding", "content-length"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", answer.getheader("Content-Length", str(len(data))))
+        length = {"cut answer": len(data) // 2, "long answer": len(data) - 1}.get(after or "")
+        self.send_header("Content-Length", str(length or answer.getheader("Content-Length", str(len(data)))))
         self.end_headers()
-        if after == "short answer":
-            self.wfile.write(data[: len(data) // 2])
+        if partly:
+            self.wfile.write(data if after == "long answer" else data[: len(data) // 2])
+            if after == "stalled answer":
+                self.wfile.flush()
+                self.server.over.wait(_HELD)
             return self._break_off()
         if self.command != "HEAD":
             self.wfile.write(data)
@@ -103,7 +121,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answered(self, trouble: Trouble) -> bool:
         if trouble is None:
             return False
-        if trouble in ("lost request", "lost answer", "short answer"):
+        if trouble == "silence":
+            self.server.over.wait(_HELD)
+        if trouble == "redirect":
+            self.send_response_only(307)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.behind}{self.path}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif trouble in ("silence", "lost request", "lost answer", "short answer"):
             self._break_off()
         elif trouble == "no words":
             self._say(502, "<html><body>Bad Gateway</body></html>", "text/html")

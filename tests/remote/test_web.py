@@ -15,9 +15,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from ckpt_core import convert, fingerprint, open_checkpoint
-from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.errors import CkptError, FormatError, StoreError
 from ckpt_core.receipt.places import RECEIPT
-from ckpt_core.storage.bytes.remote import localised, object_at, ranges, stand_in
+from ckpt_core.storage.bytes.remote import http, localised, object_at, ranges, stand_in
 from ckpt_core.storage.bytes.remote.objects import Listing, Object
 from ckpt_core.storage.bytes.remote.view import _stood
 from ckpt_core.storage.safetensors import read_header
@@ -132,14 +132,34 @@ def test_workers_read_for_themselves(site: Site, tmp_path: Path) -> None:
     assert fingerprint(tmp_path / "out") == fingerprint(site.folder / "llama")
 
 
-@pytest.mark.parametrize("fault", ["status", "drop", "short"])
-def test_what_passes_is_asked_for_again(site: Site, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["status", "drop", "short", "silent", "stalled", "longer", "shorter"])
+def test_what_passes_is_asked_for_again(site: Site, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fault in ("silent", "stalled"):
+        monkeypatch.setattr(http, "_TIMEOUT", 0.2)
+        http._local.__dict__.clear()
     expected = fingerprint(site.folder / "llama")
     site.fault = lambda number: fault if number % 3 == 0 else None
     assert fingerprint(site.url + "llama") == expected
     site.fault = lambda number: fault
     ranges._STEPS.__init__()  # type: ignore[misc]
     with pytest.raises(CkptError, match=r"does not answer(?s:.)*7 times in a row"):
+        fingerprint(site.url + "llama")
+
+
+@pytest.mark.parametrize("lie", [-1, 1])
+def test_a_size_that_is_wrong_is_noticed(site: Site, lie: int) -> None:
+    site.lie = lie
+    with pytest.raises(StoreError, match="another range than it was asked for"):
+        fingerprint(site.url + "llama")
+
+
+def test_a_redirect_is_followed_and_a_ring_of_them_refused(site: Site) -> None:
+    expected = fingerprint(site.folder / "llama")
+    site.fault = lambda number: "moved" if number % 2 else None
+    assert fingerprint(site.url + "llama") == expected
+    site.fault = lambda number: "moved"
+    ranges._STEPS.__init__()  # type: ignore[misc]
+    with pytest.raises(StoreError, match=r"does not give this file(?s:.)*too many redirects"):
         fingerprint(site.url + "llama")
 
 

@@ -263,7 +263,9 @@ def test_references_are_named_but_not_called(framework):
 
 
 def test_paths_and_files_in_memory():
-    assert read(pickle.dumps(PurePosixPath("/a/b"), 2)).args == ("/", "a", "b")
+    path = read(pickle.dumps(PurePosixPath("/a/b"), 2))
+    assert path.module in ("pathlib", "pathlib._local")  # the second in Python 3.13 alone
+    assert path.args in [("/", "a", "b"), ("/a/b",)]  # the second since Python 3.13
     buffer = read(pickle.dumps(io.BytesIO(b"extra"), 2))
     assert (buffer.qualname, buffer.state[0]) == ("_io.BytesIO", b"extra")
 

@@ -39,7 +39,7 @@ from ckpt_core.receipt import Receipt, find_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.storage.bytes.remote import localised
-from ckpt_core.storage.bytes.remote.ranges import unanswered
+from ckpt_core.storage.bytes.remote.ranges import noting_failures
 from ckpt_core.storage.bytes.remote.writable import writable
 from ckpt_core.storage.dtypes import DType, written_dtype
 from ckpt_core.tensors.assembly import LazyParameter
@@ -68,11 +68,10 @@ def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
         return require(name), "asked for with --from"
     if not os.path.exists(path):
         raise absent(path)
-    unanswered.set(None)
-    with at_home(path) as home:
+    with at_home(path) as home, noting_failures() as failures:
         found = detect(path)
-    if not found and (failure := unanswered.get()) is not None:
-        raise failure
+    if not found and failures:
+        raise failures[-1]
     if len(found) == 1:
         return found[0]
     if home.refused is not None and not found:
@@ -521,7 +520,7 @@ def convert(
     `max_memory` is in bytes or a text (`"2GB"`), 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
     checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, each of
     which may then use `max_memory`, and
-    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder`; `spool` is then a folder for what waits to
+    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder` or `az://container/folder`; `spool` is then a folder for what waits to
     be sent. The others are those of `open_checkpoint`.
 
     Raises `UsageError` for a wrong argument, `Refusal` for what the target can't hold exactly, `FormatError` for damaged

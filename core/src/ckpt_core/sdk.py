@@ -28,13 +28,13 @@ if TYPE_CHECKING:
         one_of,
         rules,
         same_as,
+        tagged,
         values,
     )
     from ckpt_core.description import Description, RankTensors
     from ckpt_core.errors import CkptError, FormatError, Refusal
     from ckpt_core.format import Folder, Format
     from ckpt_core.layout import Table, drop, row
-    from ckpt_core.lean import dataclass
     from ckpt_core.plugins import judgement
     from ckpt_core.plugins.hookspecs import hookimpl
     from ckpt_core.plugins.request import FormatInfo, Option, ReadRequest, WriteRequest
@@ -55,13 +55,12 @@ else:
             ".architecture": ":schema Activation Architecture Facts architecture_of facts_of",
             ".checkpoint": "Adapter Checkpoint Target",
             ".company": ":company",
-            ".config": ":configs Config by_layer custom decided derived fact_is ignore key key_is nested note one_of rules same_as values",
+            ".config": ":configs Config by_layer custom decided derived fact_is ignore key key_is nested note one_of rules same_as tagged values",
             ".description": "Description RankTensors",
             ".errors": ":errors CkptError FormatError Refusal",
             ".format": "Folder Format",
             ".launch": ":launches",
             ".layout": ":layouts Table drop row",
-            ".lean": "dataclass",
             ".ledger": ":ledgers",
             ".plugins.hookspecs": "hookimpl",
             ".plugins.judgement": ":judgement",
@@ -112,7 +111,6 @@ __all__ = [
     "configs",
     "containers",
     "custom",
-    "dataclass",
     "decided",
     "derived",
     "disk",
@@ -140,6 +138,7 @@ __all__ = [
     "rules",
     "same_as",
     "schema",
+    "tagged",
     "torch_files",
     "trees",
     "values",

@@ -94,6 +94,9 @@ class Bucket:
 
     # --- to write
 
+    def removal(self, address: str) -> str:
+        return f"remove {address}"
+
     def below(self, address: str) -> Sequence[str]:
         return list(self.folder(address))
 
@@ -137,9 +140,10 @@ class Bucket:
         found = self._upload(address, upload).parts
         return {number: Part(self._tag(data), len(data)) for number, data in found.items()}
 
-    def complete(self, address: str, upload: str, tags: Sequence[str]) -> None:
+    def complete(self, address: str, upload: str, tags: Sequence[str], plan: str) -> None:
         def effect() -> None:
             found = self._upload(address, upload)
+            assert found.plan == plan
             assert [self._tag(found.parts[number]) for number in range(1, len(tags) + 1)] == list(tags)
             self._make(address, b"".join(found.parts[number] for number in range(1, len(tags) + 1)), found.plan)
             del self.uploads[upload]

@@ -623,7 +623,8 @@ def _(path: Path) -> None:
 
 @case("a .zarray of a thousand brackets", "zarr", "nested too deeply")
 def _(path: Path) -> None:
-    repack(path, lambda name, data: b"[" * 1000 if name.endswith("linear_qkv.weight/.zarray") else data)
+    deep = b"[" * 1000 + b"]" * 1000
+    repack(path, lambda name, data: deep if name.endswith("linear_qkv.weight/.zarray") else data)
 
 
 # --- safetensors ------------------------------------------------------------------------------------------------------------

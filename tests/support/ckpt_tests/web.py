@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_SILENCE = 20.0  # seconds: far longer than any client of a test waits
 
 
 @dataclass
@@ -34,12 +35,14 @@ class Asked:
 class Site:
     """What a server serves, what it was asked for, and what it does wrong.
 
-    `fault` is called with the number of the request for bytes and may name one: "status", "drop", "short", "whole", "other", "none".
-    `etags`: without them there is only the time of the last change. `repository` makes it a hub with that one.
+    `fault` is called with the number of the request for bytes and may name one: "status", "drop", "short", "whole", "other", "none",
+    "silent" (no answer at all), "stalled" (half of one), "longer" and "shorter" (than Content-Length says), "moved" (a redirect).
+    `lie` is added to the size of each file where it is asked for alone. `etags`: without them there is only the time of the last change. `repository` makes it a hub with that one.
     """
 
     folder: Path
     fault: Callable[[int], str | None] = lambda number: None
+    lie: int = 0
     etags: bool = True
     conditions: bool = True
     repository: str | None = None
@@ -47,6 +50,7 @@ class Site:
     others: list[str] = field(default_factory=list)
     url: str = ""
     expired: set[str] = field(default_factory=set)
+    over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def sent(self) -> int:
@@ -70,6 +74,7 @@ def serving(folder: Path, **settings: object) -> Iterator[Site]:
     try:
         yield site
     finally:
+        site.over.set()
         server.shutdown()
         server.server_close()
 
@@ -129,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.site.conditions and condition not in (None, tag, changed):
             self._answer(b"", headers, 412)
         elif self.command == "HEAD":
-            self._answer(data, headers)
+            self._answer(data, {**headers, "Content-Length": str(len(data) + self.site.lie)})
         else:
             self._bytes(name, data, headers, condition)
 
@@ -143,6 +148,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(b"later", {"Retry-After": "0"}, 503)
         elif fault == "drop":
             self.close_connection = True
+        elif fault == "silent":
+            self.close_connection = True
+            self.site.over.wait(_SILENCE)
+        elif fault == "moved":
+            self._answer(b"over there", {"Location": f"{self.path}?moved"}, 302)
         elif fault == "whole":
             self._answer(data, headers)
         elif fault == "other":
@@ -150,10 +160,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(bytes(len(part)), {**headers, "Content-Range": said}, 206)
         elif fault == "none":
             self._answer(part, headers, 206)
-        elif fault == "short":
+        elif fault in ("short", "stalled", "longer", "shorter"):
             self.close_connection = True
-            said = {"Content-Length": str(len(part)), "Content-Range": f"bytes {first}-{last}/{size}"}
-            self._answer(part[: len(part) // 2], {**headers, **said}, 206)
+            length = len(part) + {"longer": -1, "shorter": 1}.get(fault, 0)
+            said = {"Content-Length": str(length), "Content-Range": f"bytes {first}-{last}/{size}"}
+            self._answer(part if fault in ("longer", "shorter") else part[: len(part) // 2], {**headers, **said}, 206)
+            self.site.over.wait(_SILENCE if fault == "stalled" else 0)
         else:
             self._answer(part, {**headers, "Content-Range": f"bytes {first}-{last}/{size}"}, 206)
 

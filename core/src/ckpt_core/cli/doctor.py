@@ -38,6 +38,7 @@ LIBRARIES = (
     Library("huggingface_hub", "sources at hf://owner/name", 'pip install "ckpt-convert[hub]"'),
     Library("obstore", "sources at s3://, gs:// and az://", 'pip install "ckpt-convert[s3]"'),
     Library("boto3", "destinations at s3://", 'pip install "ckpt-convert[s3]"'),
+    Library("azure-storage-blob", "destinations at az://", 'pip install "ckpt-convert[az]"'),
     Library("ray", "convert --engine ray", 'pip install "ckpt-convert[ray]"'),
     Library("distributed", "convert --engine dask", 'pip install "ckpt-convert[dask]"'),
     Library("matplotlib", "verify --plot", 'pip install "ckpt-convert[plot]"'),
@@ -144,10 +145,10 @@ def _models() -> Iterator[tuple[str, Architecture]]:
 def _of_ours(plugin: Plugin) -> bool:
     """Whether the distribution is one of those that are released together with ckpt-core."""
     try:
-        said = metadata.metadata(plugin.distribution.partition(" ")[0])
+        said, own = (metadata.metadata(name) for name in (plugin.distribution.partition(" ")[0], "ckpt-core"))
     except metadata.PackageNotFoundError:
         return False
-    return said["Author"] == metadata.metadata("ckpt-core")["Author"] is not None
+    return "Author" in said and "Author" in own and said["Author"] == own["Author"]
 
 
 def _of_this_version(plugin: Plugin) -> bool:

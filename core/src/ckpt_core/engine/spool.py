@@ -121,7 +121,7 @@ class Spool(Staging):
         if not foreign:
             return
         named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else "")
-        remove = f"remove it first (aws s3 rm --recursive {self.address}), or use another name"
+        remove = f"remove it first ({self._store.removal(self.address)}), or use another name"
         if overwrite:
             raise UsageError(
                 "--overwrite replaces nothing in a store, where many objects can't be replaced in one step",

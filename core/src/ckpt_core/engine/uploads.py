@@ -242,7 +242,7 @@ class Uploads:
         address, name = self._address_of(path), self._names[path]
         tags = [self.sent[Place(path, number)] for number in range(1, self._parts.count(path) + 1)]
         try:
-            again(address, lambda: self._store.complete(address, name, tags))
+            again(address, lambda: self._store.complete(address, name, tags, self._plan))
         except (Taken, Gone):
             self._check_mine(address, self._files[path])
             with contextlib.suppress(StoreError):

@@ -51,14 +51,33 @@ def parse_json(data: bytes, file: str, *, infinite: bool = False) -> object:
             return math.inf
         raise ValueError(f"{name} is not a number")
 
+    too_deep = FormatError("JSON nested too deeply", file=file, expected=f"at most {_DEPTH} levels")
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_int=_integer, parse_constant=constant)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_int=_integer, parse_constant=constant)
     except FormatError:
         raise
-    except RecursionError:
-        raise FormatError("JSON nested too deeply", file=file, expected=f"at most {_DEPTH} levels") from None
+    except RecursionError:  # at 1000 levels in Python 3.11, and at 10,000 in 3.13
+        raise too_deep from None
     except ValueError as error:
         raise FormatError(f"not valid JSON: {error}", file=file) from None
+    if data.count(b"[") + data.count(b"{") > _DEPTH and _is_deep(value):
+        raise too_deep
+    return value
+
+
+def _is_deep(value: object) -> bool:
+    """Whether objects and arrays nest in more levels than whoever walks them has calls to spare."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_DEPTH):
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _memory_of_json(data: bytes) -> int:

@@ -16,13 +16,13 @@ from ckpt_core.sdk import (
     ReadRequest,
     StoredTensor,
     company,
-    dataclass,
     disk,
     errors,
     layouts,
     lazy,
     ledgers,
     reading,
+    schema,
     torch_files,
 )
 from ckpt_deepspeed import zero
@@ -49,7 +49,7 @@ _OWN_STARTS = (".", "ckpt-receipt", "rng_state")
 _OWN_ENDS = (".pt", ".pth", ".bin", ".safetensors", ".index.json")
 
 
-@dataclass
+@schema.dataclass
 class ModelWeights:
     """What the files keep under transformers' names: `kept` is read, and must round to what `rounded` has.
 

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from ckpt_core.sdk import CkptError, FormatError, chunked, dataclass, disk, errors, torch_files
+from ckpt_core.sdk import CkptError, FormatError, chunked, disk, errors, schema, torch_files
 from ckpt_fsdp.steps import is_step
 
 HUGGINGFACE = "huggingface"
@@ -30,7 +30,7 @@ _OF_ACCELERATE = re.compile(r"pytorch_model_fsdp_\d+")
 _OF_MEGATRON = ("metadata.json", "common.pt")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Place:
     """Where a checkpoint lies. `weights` is the folder of its tensors, `home` the one around what lies beside them."""
 

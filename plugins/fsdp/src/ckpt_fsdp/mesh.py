@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import FormatError, StoredTensor, dataclass, disk, lazy, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, disk, lazy, schema, torch_files
 
 _MOST_RANKS = 1 << 20
 Leaf = tuple[int, int]
 """A size and its stride, in positions of the root mesh."""
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Mesh:
     """`ranks` is the rank at each position of the root mesh; `dimensions` are those of this mesh, each one or more leaves."""
 

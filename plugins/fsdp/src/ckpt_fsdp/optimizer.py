@@ -20,13 +20,13 @@ from ckpt_core.sdk import (
     RankTensors,
     TargetBuilder,
     chunked,
-    dataclass,
     dtypes,
     errors,
     layouts,
     lazy,
     ledgers,
     reading,
+    schema,
     torch_files,
 )
 from ckpt_fsdp.files import Place
@@ -39,7 +39,7 @@ _STATE = re.compile(r"((?:[^.]+\.)?optim[^.]*)\.state\.(.+)\.([^.]+)")
 _GROUP = re.compile(r"((?:[^.]+\.)?optim[^.]*)\.param_groups\.(\d{1,6})\.([^.]+)")
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class OtherTensor:
     """A tensor that the files hold besides those of the model. Without `data` it is zeros."""
 
@@ -138,7 +138,7 @@ def _groups(held: chunked.DistributedCheckpoint, file: str) -> list[dict[str, An
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class WrittenOptimizer:
     """What a distributed checkpoint holds of an optimizer: tensors and objects by key, and where each stands in the nest of dicts."""
 

@@ -15,13 +15,13 @@ from ckpt_core.sdk import (
     RankTensors,
     Table,
     chunked,
-    dataclass,
     disk,
     documents,
     dtypes,
     errors,
     lazy,
     ledgers,
+    schema,
     torch_files,
 )
 from ckpt_fsdp.contents import EXTRA, contents_of, enter_keys
@@ -38,7 +38,7 @@ _STEP = 1 << 20
 T = TypeVar("T")
 
 
-@dataclass
+@schema.dataclass
 class SavedTensors:
     """Tensors by the names that FSDP gave them.
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, FormatError, Refusal, StoredTensor, dataclass, dtypes, layouts, lazy
+from ckpt_core.sdk import Checkpoint, FormatError, Refusal, StoredTensor, dtypes, layouts, lazy, schema
 from ckpt_gguf.kinds import Kind
 
 _BYTE = dtypes.dtype_named("uint8")
@@ -18,7 +18,7 @@ _LARGEST = 127 * 65504.0
 """The largest number of a block of Q8_0, whose scale is a float16."""
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Blocks:
     """The numbers of tensor `name`, whose rows are blocks of a `kind`."""
 

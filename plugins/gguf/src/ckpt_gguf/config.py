@@ -20,7 +20,6 @@ from ckpt_core.sdk import (
     Facts,
     by_layer,
     configs,
-    dataclass,
     decided,
     derived,
     fact_is,
@@ -513,7 +512,7 @@ DEEPSEEK2 = Config("deepseek2", [
 # fmt: on
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Model:
     """An architecture of llama.cpp: its name in files, its config and its tables.
 

@@ -15,7 +15,6 @@ from ckpt_core.sdk import (
     Facts,
     Table,
     configs,
-    dataclass,
     decided,
     derived,
     fact_is,
@@ -146,7 +145,7 @@ ALL_BIASES_OR_NONE: tuple[Rewrite, ...] = (rewrites.folded_attention_scale, with
 _LANGUAGE_MODEL = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Family:
     """A transformers model class: its `model_type`, its config table and its tensor tables.
 

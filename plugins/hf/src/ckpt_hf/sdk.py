@@ -18,13 +18,13 @@ from ckpt_core.sdk import (
     Refusal,
     Table,
     architecture_of,
-    dataclass,
     documents,
     dtypes,
     layouts,
     lazy,
     ledgers,
     rewrites,
+    schema,
 )
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.common import Same, none_same
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class TransformersModel:
     """A transformers model whose tensors another framework's files keep.
 
@@ -138,7 +138,7 @@ def model_of_checkpoint(
     )
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class ModelInMemory:
     """A transformers model as a program holds it that changes single modules of it: PEFT does.
 

@@ -23,7 +23,6 @@ from ckpt_core.sdk import (
     FormatError,
     RankTensors,
     TargetBuilder,
-    dataclass,
     disk,
     documents,
     dtypes,
@@ -31,6 +30,7 @@ from ckpt_core.sdk import (
     layouts,
     ledgers,
     reading,
+    schema,
     torch_files,
 )
 from ckpt_hf.common import Family
@@ -74,7 +74,7 @@ def training_beside(
     )
 
 
-@dataclass
+@schema.dataclass
 class Progress:
     """What the files beside an optimizer say of a run: where its schedule stands, how far it is, and its loss scale."""
 

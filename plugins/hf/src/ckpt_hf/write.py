@@ -19,7 +19,6 @@ from ckpt_core.sdk import (
     WriteRequest,
     company,
     configs,
-    dataclass,
     disk,
     dtypes,
     errors,
@@ -27,6 +26,7 @@ from ckpt_core.sdk import (
     layouts,
     ledgers,
     rewrites,
+    schema,
 )
 from ckpt_hf.common import Family, Rewrite, TableSet
 from ckpt_hf.config import CLASS_NAMES, FAMILIES, classes_with_head_of
@@ -35,7 +35,7 @@ from ckpt_hf.quantised.writing import coded
 from ckpt_hf.trainer import add_training
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Fit:
     """A family that holds a model exactly: the model as it is written there, the config that says so, and its tensors.
 
@@ -180,7 +180,7 @@ def choose(
     )
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Candidate:
     """A class, and the model as it would be written there. `lacks`: how many facts its config has no line for, and 1 more where
     the class holds no such model for another reason."""

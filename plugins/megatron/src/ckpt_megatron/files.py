@@ -8,12 +8,11 @@ ROOT/iter_0000100/.metadata __0_0.distcp                           fsdp_dtensor,
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 
-from ckpt_core.sdk import CkptError, FormatError, chunked, disk, torch_files
+from ckpt_core.sdk import CkptError, FormatError, chunked, disk, documents, torch_files
 
 TRACKER = "latest_checkpointed_iteration.txt"
 DIST_METADATA = "metadata.json"
@@ -112,9 +111,10 @@ def _kind(folder: str) -> str | None:
     metadata = os.path.join(folder, DIST_METADATA)
     if os.path.isfile(metadata):
         try:
-            backend = json.loads(disk.read_small(metadata, 1 << 20)).get("sharded_backend")
-        except (ValueError, AttributeError, CkptError):
+            said = documents.parse_json(disk.read_small(metadata, 1 << 20), metadata)
+        except CkptError:
             return None
+        backend = said.get("sharded_backend") if isinstance(said, dict) else None
         if backend == "zarr" or (backend == "torch_dist" and os.path.isfile(os.path.join(folder, ".metadata"))):
             return str(backend)
     if any(True for _ in rank_files(folder)):

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ckpt_core.sdk import StoredTensor, chunked, dataclass, dtypes
+from ckpt_core.sdk import StoredTensor, chunked, dtypes, schema
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class FlattenedTensor:
     """A tensor of `shape`, of which `flat` has the shards."""
 

@@ -30,7 +30,7 @@ CLASSES = frozenset(
     | {("megatron.core.dist_checkpointing.mapping", name) for name in ("ShardedObject", "ShardedTensor")}
     | {("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout")}
     | {("torch", name) for name in ("Size", "device", "float32", "float16", "bfloat16", "uint8", "int64")}
-    | {("collections", "OrderedDict"), ("pathlib", "PosixPath")}
+    | {("collections", "OrderedDict"), ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}  # the last: Python 3.13
 )  # fmt: skip
 
 # Whatever trains, draws or overlaps is off, and so are kernels that need a GPU; none of it changes the function.

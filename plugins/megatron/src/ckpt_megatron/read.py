@@ -19,10 +19,10 @@ from ckpt_core.sdk import (
     architecture_of,
     chunked,
     company,
-    dataclass,
     errors,
     layouts,
     reading,
+    schema,
 )
 from ckpt_megatron import weights
 from ckpt_megatron.args.predictors import COUNT
@@ -126,7 +126,7 @@ def _check_iteration(found: FolderContents) -> None:
         )
 
 
-@dataclass
+@schema.dataclass
 class _Model:
     """The model that the args (or `--config`) describe, and what that rests on. `choices` are those of the tables;
     `counted`: it says how many tokens there are."""

@@ -19,7 +19,6 @@ from ckpt_core.sdk import (
     by_layer,
     configs,
     custom,
-    dataclass,
     decided,
     derived,
     fact_is,
@@ -263,7 +262,7 @@ def attention_of(stack: schema.Stack) -> schema.Attention:
     return attention
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class ModelClass:
     """A nanotron model class: the key that marks its config, its table, and how many matrices its MLP counts as."""
 
@@ -293,7 +292,7 @@ def model_of(config: Mapping[str, Any], file: str) -> ModelClass:
     return marked[0]
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Release:
     """A nanotron release to write for: its checkpoint version, and the exact config keys of each model it has.
 

@@ -22,11 +22,11 @@ from ckpt_core.sdk import (
     FormatError,
     StoredTensor,
     containers,
-    dataclass,
     disk,
     errors,
     layouts,
     lazy,
+    schema,
     torch_files,
 )
 
@@ -48,7 +48,7 @@ _MOST_SLICES = 10_000
 _NUMBER = r"(?:\d{1,15}|np\.int64\(\d{1,15}\))"
 
 
-@dataclass
+@schema.dataclass
 class StoredParameter:
     """One parameter as it lies on disk: the whole shape, and the shards that hold it by (tp, pp) rank."""
 
@@ -58,7 +58,7 @@ class StoredParameter:
     sharded: bool = False
 
 
-@dataclass
+@schema.dataclass
 class Files:
     """Everything found below STEP/model: parameters by name, file states, the layout and the checkpoint version."""
 

@@ -18,12 +18,12 @@ from ckpt_core.sdk import (
     ReadRequest,
     architecture_of,
     company,
-    dataclass,
     disk,
     documents,
     errors,
     ledgers,
     reading,
+    schema,
 )
 from ckpt_nanotron.config import MODELS, ModelClass, decoder_of, model_of
 from ckpt_nanotron.contents import RUN_MODEL, RUN_SECTIONS, enter_training
@@ -101,7 +101,7 @@ def read(path: str, request: ReadRequest) -> Description:
     )
 
 
-@dataclass
+@schema.dataclass
 class ConfigModel:
     """The model that the configs (or `--config`) describe, and what that rests on. nanotron pads the vocabulary to
     `multiple` rows for each tensor parallel rank (helpers.py, _vocab_size_with_padding)."""

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, FormatError, Refusal, dataclass
+from ckpt_core.sdk import Checkpoint, FormatError, Refusal, schema
 from ckpt_nemo.container.saved import SavedCheckpoint
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Kind:
     """A kind of model: the classes of NeMo that are it, what its tensors' names begin with, and the module for it.
 

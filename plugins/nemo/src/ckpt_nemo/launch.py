@@ -11,7 +11,7 @@ from dataclasses import field
 from os.path import basename, dirname
 from typing import Any
 
-from ckpt_core.sdk import Config, Target, WriteRequest, dataclass, launches
+from ckpt_core.sdk import Config, Target, WriteRequest, launches, schema
 from ckpt_megatron.sdk import DIVISIBLE
 from ckpt_nemo.container.lightning import HPARAMS
 from ckpt_nemo.container.places import FOLDER, SUFFIX
@@ -24,7 +24,7 @@ from ckpt_nemo.vit import config as vit
 _RANKS = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Script:
     """A script of a NeMo, the key that names the archive, and which of the model's keys are those of the script's own
     config, with the defaults there; `all_own`: every key is. `running` are keys of its own that say with what the model

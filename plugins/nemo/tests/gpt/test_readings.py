@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.architecture import Activation
 from ckpt_core.errors import CkptError
 from ckpt_core.plugins.discovery import detect
-from ckpt_nemo.container.omegaconf import resolved
+from ckpt_core.sdk import torch_files
+from ckpt_nemo.container.omegaconf import plain, resolved
 from ckpt_nemo.container.sentencepiece import piece_count
 from ckpt_nemo.gpt.config import LEGACY, MCORE
 from ckpt_tests import nemo, tiny
@@ -277,6 +278,13 @@ def test_the_rotary_base_is_read_by_versions_that_read_it(keys: dict, expected: 
             MCORE.read(config, "model_config.yaml")
     else:
         assert MCORE.read(config, "model_config.yaml")[0]["attention.rotary.theta"] == expected
+
+
+@pytest.mark.parametrize("path", ["/data/tokens", "data/tokens"])
+def test_paths_are_text(path: str, tmp_path: Path) -> None:
+    """Before Python 3.13 a path is pickled in its parts, ("/", "data", "tokens"), and since then as it was given."""
+    torch.save({"path": PurePosixPath(path)}, tmp_path / "x.ckpt")
+    assert plain(torch_files.read_torch_file(str(tmp_path / "x.ckpt")), "x.ckpt") == {"path": path}
 
 
 def test_interpolations_are_resolved_or_left() -> None:

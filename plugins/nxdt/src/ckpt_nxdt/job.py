@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import dataclass
+from ckpt_core.sdk import schema
 from ckpt_nxdt.weights import Arrangement
 
 FRAGMENT = "nxdt.yaml"
@@ -17,7 +17,7 @@ FRAGMENT = "nxdt.yaml"
 _QKV = {"split": (False, False), "linear": (True, False), "fused": (True, True), "coalesced": (False, True)}
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Ranks:
     """The parallel layout that is written. `copies` of every key-value head lie on ranks of their own; `stages` gives
     the pipeline rank of every layer; `cuts` are those that a user asked for."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, dataclass, documents, judgement
+from ckpt_core.sdk import Checkpoint, documents, judgement, schema
 from ckpt_nxdt.job import FRAGMENT
 from ckpt_nxdt.places import find_folder, root_of
 
@@ -24,7 +24,7 @@ _FORK = "fork"
 CLASSES: frozenset[tuple[str, str]] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Job:
     """What the job is told: where `config.json` is, how it arranges query, key and value, and its pipeline."""
 

@@ -12,7 +12,6 @@ from ckpt_core.sdk import (
     FormatError,
     ReadRequest,
     company,
-    dataclass,
     disk,
     ledgers,
     reading,
@@ -73,7 +72,7 @@ def _signs(contents: FolderContents) -> list[str]:
     return [f"written by a training job: {', '.join(contents.trained)}"] if contents.trained else []
 
 
-@dataclass
+@schema.dataclass
 class _Model:
     """The model that a config (or `--config`) describes, and what that rests on. `config` is the file beside the weights."""
 

@@ -19,11 +19,11 @@ from ckpt_core.sdk import (
     StoredTensor,
     company,
     containers,
-    dataclass,
     disk,
     documents,
     ledgers,
     reading,
+    schema,
     torch_files,
 )
 from ckpt_hf.sdk import CONFIG as MODEL_CONFIG
@@ -38,7 +38,7 @@ _WEIGHTS_OF_OTHERS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.js
 _NOT_COMPANIONS = ("adapter_", "ckpt-receipt", ".")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Files:
     """An adapter as its files have it: `config`, and the tensors of `weights` by their names."""
 

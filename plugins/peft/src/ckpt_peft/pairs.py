@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ckpt_core.sdk import Adapter, Architecture, Checkpoint, Refusal, dataclass, disk, dtypes, layouts, lazy, schema
+from ckpt_core.sdk import Adapter, Architecture, Checkpoint, Refusal, disk, dtypes, layouts, lazy, schema
 from ckpt_hf.sdk import ModelInMemory
 from ckpt_peft.keys import BIAS, DOWN, MAGNITUDE, UP, NamedTensor
 from ckpt_peft.merge import Merger, Target
@@ -25,7 +25,7 @@ _RANK, _EXPERTS = "rank", "x"
 _SUFFIX = {DOWN: "A", UP: "B", MAGNITUDE: "magnitude"}
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Pair:
     """What is added to a parameter: `scale * up @ down`; with `magnitude`, DoRA's."""
 

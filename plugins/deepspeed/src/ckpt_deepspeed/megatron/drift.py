@@ -12,12 +12,12 @@ from dataclasses import field
 
 import numpy as np
 
-from ckpt_core.sdk import dataclass, disk, dtypes, errors, layouts, lazy, ledgers, reading, schema
+from ckpt_core.sdk import disk, dtypes, errors, layouts, lazy, ledgers, reading, schema
 
 _BOX = 1 << 20  # elements
 
 
-@dataclass
+@schema.dataclass
 class Drift:
     """Compares what ranks hold, and keeps what was found.
 

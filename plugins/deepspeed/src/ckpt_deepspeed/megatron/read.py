@@ -17,12 +17,12 @@ from ckpt_core.sdk import (
     StoredTensor,
     architecture_of,
     company,
-    dataclass,
     errors,
     layouts,
     lazy,
     ledgers,
     reading,
+    schema,
 )
 from ckpt_deepspeed.contents import ARGS
 from ckpt_deepspeed.files import find_folder, scan
@@ -85,7 +85,7 @@ def read(path: str, request: ReadRequest) -> Description:
     )
 
 
-@dataclass
+@schema.dataclass
 class _Model:
     """The model that the args (or `--config`) describe, and what that rests on. `config` is the file of the args.
 

@@ -13,13 +13,13 @@ from ckpt_core.sdk import (
     Target,
     TargetBuilder,
     WriteRequest,
-    dataclass,
     dtypes,
     errors,
     facts_of,
     layouts,
     ledgers,
     rewrites,
+    schema,
     torch_files,
 )
 from ckpt_deepspeed.files import LATEST, LATEST_UNIVERSAL
@@ -39,7 +39,7 @@ from ckpt_megatron.sdk import DIVISIBLE, inverse_frequencies, namespace, padded,
 from ckpt_megatron.sdk import weights as megatron
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Layout:
     """What was decided about the files."""
 

@@ -17,6 +17,7 @@ from ckpt_core.sdk import (
     layouts,
     row,
     rules,
+    tagged,
     values,
 )
 from ckpt_hf import heads
@@ -70,7 +71,7 @@ GRANITE_HYBRID = GRANITE.replace("GraniteMoeHybridForCausalLM",
             values={_EXPERTS: [tuple(map(configs.value_of, _MIXTURE)), (0, configs.LEFT_OUT, _WIDTH, _WIDTH)]},
             why="shared_intermediate_size is the width of the shared expert, and of the MLP where num_local_experts is 0"),
     configs.where("mlp.moe", [fact_is("mlp.moe.router.score", "softmax"), fact_is("mlp.moe.router.normalise", True)]),
-    configs.tagged(None, tag="position_embedding_type", default="nope", when={"rope": "attention.rotary", "nope": "!attention.rotary"},
+    tagged(None, tag="position_embedding_type", default="nope", when={"rope": "attention.rotary", "nope": "!attention.rotary"},
            kinds={"rope": [rotary_keys()], "nope": []}),
     # the convolutions of the blocks have the activation of the MLP, which the schema knows as SiLU alone
     key_is("hidden_act", "silu", or_absent=True),

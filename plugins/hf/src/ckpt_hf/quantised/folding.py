@@ -8,18 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_core.sdk import (
-    CkptError,
-    FormatError,
-    StoredTensor,
-    dataclass,
-    disk,
-    documents,
-    dtypes,
-    errors,
-    lazy,
-    ledgers,
-)
+from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, documents, dtypes, errors, lazy, ledgers, schema
 from ckpt_hf.files import CONFIG, SIDE_FILE
 from ckpt_hf.quantised.said import KEY, Said
 from ckpt_hf.quantised.spelling import FP8, WEIGHT, Quantity
@@ -30,7 +19,7 @@ if TYPE_CHECKING:
 SECTION = "text_config"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Folded:
     """The tensors of a model without what only belongs to others: a quantised weight is there under its own name.
 

@@ -14,12 +14,12 @@ from ckpt_core.sdk import (
     StoredTensor,
     TargetBuilder,
     WriteRequest,
-    dataclass,
     dtypes,
     errors,
     layouts,
     lazy,
     ledgers,
+    schema,
 )
 from ckpt_hf.quantised.said import HINT, KEY
 from ckpt_hf.quantised.spelling import WEIGHT
@@ -37,7 +37,7 @@ _TOGETHER = (
 )
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Coded:
     """The tensors of a folder that are stored as codes and scales, by the names of the weights, and what its configs say of them.
 

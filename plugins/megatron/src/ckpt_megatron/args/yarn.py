@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Facts, Refusal, configs, dataclass, schema
+from ckpt_core.sdk import CkptError, Facts, Refusal, configs, schema
 from ckpt_megatron.args.values import positive
 
 _NUMBERS = ("factor", "original_positions", "beta_fast", "beta_slow")
@@ -20,7 +20,7 @@ _ROTARY = "attention.rotary"
 _SCALING = f"{_ROTARY}.scaling"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Yarn:
     """The `names` of the numbers, by the schema's; `nulls` is what a null stands for. A number without one must be given."""
 

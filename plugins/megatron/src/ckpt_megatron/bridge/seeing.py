@@ -20,7 +20,6 @@ from ckpt_core.sdk import (
     Table,
     chunked,
     configs,
-    dataclass,
     decided,
     derived,
     fact_is,
@@ -585,7 +584,7 @@ _OF_QWEN2_5 = [
 # fmt: on
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Seeing:
     """A provider class of a model that sees: its dotted name, the table of its fields, and the tables of its tensors."""
 

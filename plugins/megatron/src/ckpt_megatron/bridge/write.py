@@ -14,12 +14,12 @@ from ckpt_core.sdk import (
     Target,
     WriteRequest,
     company,
-    dataclass,
     documents,
     dtypes,
     facts_of,
     ledgers,
     rewrites,
+    schema,
     torch_files,
 )
 from ckpt_megatron.bridge.config import OLD, SEEING, VERSIONS, needs, newest_for, table_of, tables_of, written_fields
@@ -43,7 +43,7 @@ _SAMPLES = (CONSUMED, "skipped_train_samples", "consumed_valid_samples")
 _DONE = ("do_train", "do_valid", "do_test")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Run:
     """A run as its config says it: the files' `layout`, the `model` as Bridge holds it, and the fields of its class `target`.
 

@@ -10,12 +10,12 @@ import functools
 from collections.abc import Iterator
 from importlib import resources
 
-from ckpt_core.sdk import configs, dataclass, ignore, key_is
+from ckpt_core.sdk import configs, ignore, key_is, schema
 
 _FILE = "config_fields.txt"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class ConfigField:
     """One line of the table."""
 

@@ -8,6 +8,7 @@ back at what holds it (`_parent`). Values may refer to others: `${.seq_length}` 
 from __future__ import annotations
 
 import math
+import posixpath
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ class _Unwrapping:
                 if key in fields:
                     return self.unwrapped(fields[key], depth + 1)
         if value.module.startswith("pathlib"):
-            return "/".join(str(part) for part in value.args or ())
+            return posixpath.join("", *map(str, value.args or ()))  # ("/", "a", "b"); ("/a/b",) since Python 3.13
         # An enum, a dtype, a class: it has no plain form, and no key of the tables takes it.
         return repr(value)
 

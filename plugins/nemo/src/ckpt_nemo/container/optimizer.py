@@ -21,11 +21,11 @@ from ckpt_core.sdk import (
     RankTensors,
     StoredTensor,
     chunked,
-    dataclass,
     disk,
     errors,
     ledgers,
     reading,
+    schema,
     torch_files,
 )
 from ckpt_megatron.sdk import lightning, masters
@@ -53,7 +53,7 @@ def is_bias(name: str, axes: int) -> bool:
 _RULES: tuple[Undecayed, ...] = (is_norm_or_bias, is_bias)
 
 
-@dataclass
+@schema.dataclass
 class FoundOptimizer:
     """The optimizer of all ranks: what lies by number has the name of its weight. `undecayed` says which of two groups has a parameter."""
 

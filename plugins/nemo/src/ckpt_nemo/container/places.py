@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from ckpt_core.sdk import FormatError, dataclass, trees
+from ckpt_core.sdk import FormatError, schema, trees
 
 ARCHIVE = ".nemo"
 CONFIG = "model_config.yaml"
@@ -47,7 +47,7 @@ def rank_of(folder: str) -> tuple[int, int] | None:
     return (int(match[1]), 0) if match[1] else (int(match[2]), int(match[3]))
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Step:
     """One checkpoint of a run: the file of each rank, or the folder of a distributed one. `base` holds all of them."""
 

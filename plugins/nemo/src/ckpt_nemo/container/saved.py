@@ -12,7 +12,6 @@ from ckpt_core.sdk import (
     StoredTensor,
     chunked,
     company,
-    dataclass,
     disk,
     dtypes,
     errors,
@@ -55,7 +54,7 @@ def rank_folder(tp: int, pp: int, ranks: tuple[int, int]) -> str:
     return f"mp_rank_{tp:02d}/" if ranks[1] == 1 else f"tp_rank_{tp:02d}_pp_rank_{pp:03d}/"
 
 
-@dataclass
+@schema.dataclass
 class Rank:
     """One model parallel rank: its tensors by unwrapped name, a dict for each of its virtual pipeline stages.
 
@@ -70,7 +69,7 @@ class Rank:
     step: object = None
 
 
-@dataclass
+@schema.dataclass
 class SavedCheckpoint:
     """A checkpoint as it lies on disk, from headers alone.
 

@@ -18,7 +18,6 @@ from ckpt_core.sdk import (
     TargetBuilder,
     WriteRequest,
     company,
-    dataclass,
     disk,
     documents,
     dtypes,
@@ -27,6 +26,7 @@ from ckpt_core.sdk import (
     ledgers,
     reading,
     rewrites,
+    schema,
     torch_files,
     trees,
 )
@@ -43,7 +43,7 @@ _EMBEDDED = 64 << 20  # bytes of one companion
 STEP = "step=0-consumed_samples=0.0"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Constant:
     """A tensor whose values are known in advance: a buffer."""
 
@@ -59,7 +59,7 @@ State = Mapping[str, Entry]
 None stands for the extra state of a module that has none."""
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Form:
     """How the checkpoint is kept: the container, and for `ckpt` the name of the step, the config for its files, and the run that it continues."""
 

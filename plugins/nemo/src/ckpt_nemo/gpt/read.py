@@ -14,9 +14,9 @@ from ckpt_core.sdk import (
     RankTensors,
     ReadRequest,
     architecture_of,
-    dataclass,
     layouts,
     reading,
+    schema,
 )
 from ckpt_megatron.sdk import padded, te
 from ckpt_nemo.container.omegaconf import check_resolved
@@ -107,7 +107,7 @@ def _check_parts(saved: SavedCheckpoint, found: GptContents, architecture: Archi
         )
 
 
-@dataclass
+@schema.dataclass
 class _Described:
     """What the config (or `--config`) says, and what that rests on. `choices` are those of the tables."""
 

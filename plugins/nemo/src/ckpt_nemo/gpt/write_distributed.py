@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ckpt_core.sdk import chunked, dataclass, dtypes, layouts, schema, torch_files
+from ckpt_core.sdk import chunked, dtypes, layouts, schema, torch_files
 from ckpt_megatron.sdk import backend_document, dist_files, dist_place, stacked_extra_states, te
 from ckpt_nemo.container.continuing import distributed_kinds, distributed_optimizer, moment_of
 from ckpt_nemo.container.optimizer import STATES
@@ -23,7 +23,7 @@ _PREFIX = "model."
 _GATED = re.compile(r"\.linear_fc1\.(weight|bias)$")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Part:
     """A native tensor, or a half of one, inside the tensor `key` of `whole` shape: its first index, per dimension."""
 

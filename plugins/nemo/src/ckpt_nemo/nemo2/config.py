@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Config, Facts, Refusal, configs, dataclass, schema
+from ckpt_core.sdk import Config, Facts, Refusal, configs, schema
 from ckpt_megatron.sdk import check_any_version, fiddle, transformer_config
 from ckpt_nemo.nemo2.classes import PACKAGE, gemma_of, is_known, lineage
 from ckpt_nemo.nemo2.gemma import FUNCTIONS, GEMMA2, GEMMA3
@@ -26,7 +26,7 @@ _LATER: dict[str, tuple[object, str]] = {
 }
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Classes:
     """The config class and the model class of a checkpoint, by their full names."""
 

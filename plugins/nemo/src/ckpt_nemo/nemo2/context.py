@@ -18,11 +18,11 @@ from ckpt_core.sdk import (
     Facts,
     FormatError,
     ReadRequest,
-    dataclass,
     documents,
     errors,
     ledgers,
     reading,
+    schema,
     torch_files,
     trees,
 )
@@ -49,7 +49,7 @@ _GRAPH = ledgers.Contents(
 _SENTINEL = "_HAS_DEFAULT_FACTORY"  # how model.yaml before 2.3 names a default that a function makes
 
 
-@dataclass
+@schema.dataclass
 class ModelContext:
     """A model as its context describes it. `fields` are all that is known of its config; `file` says them."""
 

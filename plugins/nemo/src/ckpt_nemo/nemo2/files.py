@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from ckpt_core.sdk import CkptError, FormatError, dataclass, documents
+from ckpt_core.sdk import CkptError, FormatError, documents, schema
 
 GRAPH = "io.json"
 MODEL = "model.yaml"
@@ -23,7 +23,7 @@ _UNFINISHED = "-unfinished"
 _COPY = "-last"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Place:
     """The folders of a checkpoint at `root`."""
 

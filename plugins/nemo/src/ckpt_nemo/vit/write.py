@@ -13,7 +13,6 @@ from ckpt_core.sdk import (
     WriteRequest,
     architecture_of,
     company,
-    dataclass,
     dtypes,
     facts_of,
     layouts,
@@ -34,7 +33,7 @@ from ckpt_nemo.vit.weights import CONVOLUTION, LINEAR, TABLES
 _SOURCE = "the config of the source"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Files:
     """What was decided about the files."""
 

@@ -17,7 +17,6 @@ from ckpt_core.sdk import (
     WriteRequest,
     chunked,
     company,
-    dataclass,
     layouts,
     ledgers,
     rewrites,
@@ -61,7 +60,7 @@ _TOKENIZER, _FC1 = "tokenizer", "linear_fc1"
 _ONE_EXPERT = re.compile(r"\.experts\.local_experts\.\d+\.")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Written:
     """An adapter as it is written: the adapted tensors of the GPTModel with their pairs, which have one rank and one scale."""
 
@@ -79,7 +78,7 @@ class Written:
         return any(_is_of_experts(native) for native, _ in self.modules)
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Around:
     """What lies around the tensors: the `folder` of the distributed checkpoint, a `prefix` of its keys, and everything beside it."""
 

@@ -1,7 +1,7 @@
 """`s3://bucket/key`, `gs://bucket/key`, `az://container/key`: buckets, through obstore.
 
 Credentials and endpoints are those of its environment (AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME,
-...), of the machine's own role, and, for S3, what boto3 finds where it is installed (~/.aws).
+...), of the machine's own role, and, where they are installed, what boto3 finds for S3 (~/.aws) and azure-identity for Azure (az login).
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from datetime import timedelta
 from typing import Any
 
 from ckpt_core.errors import CkptError, StoreError, UsageError
+from ckpt_core.storage.bytes.remote.az import quiet
 from ckpt_core.storage.bytes.remote.objects import Hiccup, Listing, Object, changed
 
 _KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+_TIMEOUT = 60  # seconds for an answer
 _STATUS = re.compile(r"status code: (4\d\d)")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-
+_AZURE = (
+    "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY",
+    "AZURE_STORAGE_TOKEN", "AZURE_STORAGE_USE_EMULATOR", "AZURE_SKIP_SIGNATURE",
+)  # fmt: skip
+"""What obstore needs no login beside."""
 
 _WORD = {word: re.compile(f"<{word}>(.*?)</{word}>", re.DOTALL) for word in ("Code", "Message")}
 _REGION = re.compile(r"<Region>([a-z0-9-]{1,40})</Region>")
@@ -45,10 +51,15 @@ _REFUSALS = {
     "RequestExpired": _EXPIRED,
     "TokenRefreshRequired": _EXPIRED,
     **dict.fromkeys(_ELSEWHERE_CODES, _ELSEWHERE),
+    "ClientAuthenticationError": (
+        "there are no credentials for az://",
+        "set AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, or log in (az login); for a container that everybody may read AZURE_SKIP_SIGNATURE=true",
+    ),
     "RequestTimeTooSkewed": ("the clock of this machine is wrong, says the store", "set it right"),
 }
 """What stores answer that has another cause than a missing right: the problem, and what to do."""
-_NO_BUCKET = "look at its name, and at the region and endpoint (AWS_REGION, AWS_ENDPOINT_URL)"
+_NO_BUCKET = "look at its name, and at the region, endpoint or account (AWS_REGION, AWS_ENDPOINT_URL, AZURE_STORAGE_ACCOUNT_NAME)"
+_NO_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound")
 
 
 class Bucket:
@@ -64,7 +75,10 @@ class Bucket:
             stores = importlib.import_module("obstore.store")
         except ImportError:
             raise CkptError(f"{scheme}:// needs obstore", file=root, fix='pip install "ckpt-convert[s3]"') from None
-        self._store: Any = getattr(stores, _KINDS[scheme])(name, **_settings(scheme))
+        try:
+            self._store: Any = getattr(stores, _KINDS[scheme])(name, **_settings(scheme))
+        except self._library.exceptions.BaseError as error:  # no account, a key that is none
+            raise StoreError("the store can't be asked", file=root, found=_said(error), fix=_SETTINGS) from None
 
     def listing(self, address: str) -> Listing:
         """The objects below a folder, or of the folder of one object, and the files directly in the two folders above."""
@@ -114,6 +128,8 @@ class Bucket:
             raise StoreError(
                 "the store gives no ETag", file=address, expected="one: without it a change would not be seen"
             )
+        if not version.endswith('"'):  # Azure leaves the quotes out where it lists, and has them in each answer
+            version = f'"{version}"'
         return Object(address, meta["size"], version, int(meta["last_modified"].timestamp() * 1e6) * 1000)
 
     @contextlib.contextmanager
@@ -133,10 +149,8 @@ class Bucket:
         except (errors.PermissionDeniedError, errors.UnauthenticatedError, PermissionError) as error:
             raise self._refused(address, error) from None
         except (errors.GenericError, OSError) as error:
-            if "NoSuchBucket" in str(error):
-                raise StoreError(
-                    "there is no such bucket", file=self._root, found="NoSuchBucket", fix=_NO_BUCKET
-                ) from None
+            if (code := next((one for one in _NO_BUCKET_CODES if one in str(error)), None)) is not None:
+                raise StoreError("there is no such bucket", file=self._root, found=code, fix=_NO_BUCKET) from None
             if (status := _STATUS.search(str(error))) is not None and status[1] not in ("408", "429"):
                 raise self._refused(address, error) from None
             if "redirect without LOCATION" in str(error):
@@ -159,7 +173,7 @@ def _settings(scheme: str) -> dict[str, Any]:
     endpoint = next((value for name in _ENDPOINTS if (value := os.environ.get(name))), "") if scheme == "s3" else ""
     settings: dict[str, Any] = {
         "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=30)},
-        "client_options": {"allow_http": endpoint.startswith("http://") or scheme == "az", "timeout": "60s"},
+        "client_options": {"allow_http": endpoint.startswith("http://") or scheme == "az", "timeout": f"{_TIMEOUT}s"},
     }
     if endpoint:
         settings["endpoint"] = endpoint
@@ -168,6 +182,10 @@ def _settings(scheme: str) -> dict[str, Any]:
     elif scheme == "s3" and not os.environ.get("AWS_ACCESS_KEY_ID"):
         with contextlib.suppress(ImportError):
             settings["credential_provider"] = _of_boto3(importlib.import_module("obstore.auth.boto3"))
+    elif scheme == "az" and not any(map(os.environ.get, _AZURE)):
+        with contextlib.suppress(ImportError):  # who logged in to write may read
+            quiet()
+            settings["credential_provider"] = importlib.import_module("obstore.auth.azure").AzureCredentialProvider()
     return settings
 
 
@@ -186,7 +204,11 @@ def _of_boto3(library: Any) -> Any:
 def _said(error: Exception) -> str:
     """What a store says in XML, or the library does; without the query of a URL, which may be signed."""
     text = str(error)
-    words = [" ".join(found[1].split()) for word in ("Code", "Message") if (found := _WORD[word].search(text))]
+    words = [
+        " ".join(found[1].partition("RequestId:")[0].split())
+        for word in ("Code", "Message")
+        if (found := _WORD[word].search(text))
+    ]
     if words:
         return ": ".join(words)[:300]
     return " ".join(_QUERY.sub(r"\1", text.partition("Debug source")[0]).split())[:300]

@@ -115,8 +115,8 @@ def _asked(method: str, url: str, headers: Headers, use: Callable[[http.client.H
         kept = False
         try:
             if answer.status in _REDIRECTS and (place := answer.headers.get("Location")):
-                answer.read()
-                kept = True
+                answer.read(_PIECE)  # its page; of one that does not end no more
+                kept = answer.isclosed()
                 target = urljoin(asked, place)
                 if site(target) != site(asked):
                     sent = {

@@ -7,11 +7,12 @@ own buffer. Readers look at one header after the other, so the heads of the file
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
@@ -36,8 +37,18 @@ _HEADS = 16  # that are asked for at a time
 
 T = TypeVar("T")
 
-unanswered: ContextVar[StoreError | None] = ContextVar("unanswered", default=None)
-"""The last failure of a store: a plugin that only looks whether it knows a path swallows such errors."""
+_failures: ContextVar[list[StoreError] | None] = ContextVar("failures", default=None)
+
+
+@contextlib.contextmanager
+def noting_failures() -> Iterator[list[StoreError]]:
+    """The failures of stores meanwhile: a plugin that only looks whether it knows a path swallows such errors."""
+    noted: list[StoreError] = []
+    token = _failures.set(noted)
+    try:
+        yield noted
+    finally:
+        _failures.reset(token)
 
 
 def read_into(object: Object, view: memoryview, offset: int) -> None:
@@ -82,7 +93,8 @@ def again(address: str, request: Callable[[], T], attempts: int = ATTEMPTS) -> T
                     found=f"{hiccup.reason}, {attempts} times in a row",
                     fix="run the same command again later: what is done of a conversion is kept",
                 )
-                unanswered.set(failure)
+                if (noted := _failures.get()) is not None:
+                    noted.append(failure)
                 raise failure from None
             import random
 

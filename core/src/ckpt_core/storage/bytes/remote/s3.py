@@ -60,6 +60,8 @@ class S3:
             boto3 = importlib.import_module("boto3")
             config = importlib.import_module("botocore.config").Config
             self._errors_of = importlib.import_module("botocore.exceptions")
+            # Of an answer that stands still halfway botocore 1.44 lets the error of its own library through.
+            self._unwrapped = importlib.import_module("urllib3.exceptions").HTTPError
         except ImportError:
             raise CkptError("writing to s3:// needs boto3", file=root, fix='pip install "ckpt-convert[s3]"') from None
         endpoint = next((value for name in _ENDPOINTS if (value := os.environ.get(name))), None)
@@ -82,6 +84,10 @@ class S3:
 
         if os.environ.get("AWS_REQUEST_PAYER", "").lower() in ("true", "1", "requester"):  # as obstore reads it
             self._client.meta.events.register("provide-client-params.s3", _paid)
+
+    def removal(self, address: str) -> str:
+        """See `WritableStore`."""
+        return f"aws s3 rm --recursive {address}"
 
     def below(self, address: str) -> Sequence[str]:
         """See `WritableStore`; the first thousand."""
@@ -163,8 +169,8 @@ class S3:
                     found[one["PartNumber"]] = Part(one["ETag"].strip('"'), one["Size"])
         return found
 
-    def complete(self, address: str, upload: str, tags: Sequence[str]) -> None:
-        """See `WritableStore`."""
+    def complete(self, address: str, upload: str, tags: Sequence[str], plan: str) -> None:
+        """See `WritableStore`. An upload has its mark since it began."""
         parts = [{"PartNumber": number, "ETag": f'"{tag}"'} for number, tag in enumerate(tags, 1)]
         with self._errors(address):
             self._client.complete_multipart_upload(
@@ -193,8 +199,17 @@ class S3:
             raise self._meaning(error, address) from None
         except tuple(getattr(library, name) for name in _NOT_ALLOWED) as error:
             raise self._without(address, _said(error)) from None
-        except (library.HTTPClientError, library.IncompleteReadError) as error:
+        except (library.HTTPClientError, library.IncompleteReadError, self._unwrapped) as error:
             raise Hiccup(_said(error)) from None
+        except (
+            RecursionError
+        ):  # botocore 1.44 asks where the bucket is when it is redirected, and again when that request is
+            raise StoreError(
+                "the store redirects every request",
+                file=address,
+                found=f"a redirect without a region from {self._client.meta.endpoint_url}",
+                fix="set AWS_ENDPOINT_URL to where it leads (https:// in place of http://, for example)",
+            ) from None
         except (library.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
             raise StoreError("the store can't be asked", file=address, found=_said(error)) from None
 

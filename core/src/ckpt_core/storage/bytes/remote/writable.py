@@ -23,16 +23,16 @@ def writable(address: str, below: bool = False) -> WritableStore | None:
     scheme = scheme_of(address)
     if scheme is None:
         return None
-    if scheme == "s3":
+    if scheme in _KINDS:
         *root, path = (address.rstrip("/") + "/").split("/", 3)
         names = path.removesuffix("/").split("/")
-        bucket = "".join(root[2:])
+        bucket, kind = "".join(root[2:]), _KINDS[scheme]
         if names == [""] and not (below and bucket):
             raise UsageError(
-                "the address names a bucket, and no folder in it" if bucket else "the address names no bucket",
+                f"the address names a {kind}, and no folder in it" if bucket else f"the address names no {kind}",
                 file=without_secrets(address),
-                expected="s3://bucket/folder",
-                fix=f"give the output a name: s3://{bucket or 'bucket'}/NAME",
+                expected=f"{scheme}://{kind}/folder",
+                fix=f"give the output a name: {scheme}://{bucket or kind}/NAME",
             )
         check_names(address)
         if len(os.fsencode(names[-1])) > _LONGEST_NAME:
@@ -41,24 +41,29 @@ def writable(address: str, below: bool = False) -> WritableStore | None:
                 file=without_secrets(address),
                 expected=f"at most {_LONGEST_NAME} bytes: what stands beside it has longer ones",
             )
-        return _s3("/".join(root))
+        return _store("/".join(root))
     raise UsageError(
         f"{scheme}:// is no destination",
         file=without_secrets(address),
-        expected="a path of this machine, or s3://bucket/folder",
+        expected="a path of this machine, " + " or ".join(f"{name}://{_KINDS[name]}/folder" for name in _KINDS),
         fix=_WAYS.get(scheme, "write to a local folder, then copy it there, the receipt last"),
     )
 
 
+_KINDS = {"s3": "bucket", "az": "container"}
 _WAYS = {
     "hf": "write to a local folder, then: hf upload OWNER/NAME FOLDER",
     "gs": "write to a local folder, then: gcloud storage cp --recursive, the receipt last",
-    "az": "write to a local folder, then: azcopy copy --recursive, the receipt last",
 }
 
 
 @functools.cache
-def _s3(root: str) -> WritableStore:
+def _store(root: str) -> WritableStore:
+    """One for each bucket. What a store needs is imported for it alone."""
+    if root.startswith("az://"):
+        from ckpt_core.storage.bytes.remote.az import Azure
+
+        return Azure(root)
     from ckpt_core.storage.bytes.remote.s3 import S3
 
     return S3(root)

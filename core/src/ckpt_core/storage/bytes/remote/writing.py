@@ -62,7 +62,13 @@ class Body(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
+    def __deepcopy__(self, memo: object) -> Body:
+        # azure-core copies a request that failed, body and all: a second owner of the descriptor would close it when it is forgotten.
+        return self
+
     def readinto(self, buffer: memoryview | bytearray) -> int:  # type: ignore[override]
+        if self.closed:
+            raise ValueError("the part is closed: its descriptor may be another file's by now")
         view = memoryview(buffer).cast("B")
         count = os.preadv(self._descriptor, [view[: max(0, self.size - self._at)]], self._start + self._at)
         self._at += count
@@ -100,6 +106,10 @@ class Body(io.RawIOBase):
 class WritableStore(Protocol):
     """Where files are written to. Its errors are `Hiccup` for what may pass, and `StoreError` for what will not."""
 
+    def removal(self, address: str) -> str:
+        """The command that removes what lies at an address, for who is told to."""
+        ...
+
     def below(self, address: str) -> Sequence[str]:
         """The names of the objects in a folder, as paths in it; some of them where there are very many."""
         ...
@@ -121,7 +131,7 @@ class WritableStore(Protocol):
         ...
 
     def begin(self, address: str, plan: str) -> str:
-        """Begin an upload; returns its name."""
+        """Begin an upload; returns its name, which no other upload has."""
         ...
 
     def send(self, address: str, upload: str, number: int, body: Body) -> str:
@@ -132,10 +142,10 @@ class WritableStore(Protocol):
         """The parts that have arrived, by their numbers. `Gone` if there is no such upload."""
         ...
 
-    def complete(self, address: str, upload: str, tags: Sequence[str]) -> None:
+    def complete(self, address: str, upload: str, tags: Sequence[str], plan: str) -> None:
         """Make the object of its parts, in their order. `Taken` if there is one of this name, `Gone` if there is no such upload."""
         ...
 
     def abort(self, address: str, upload: str) -> None:
-        """Drop an upload with all its parts, if it is there."""
+        """Drop an upload with all its parts, if it is there; no other upload to this address loses any."""
         ...
