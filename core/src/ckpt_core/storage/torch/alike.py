@@ -114,12 +114,15 @@ def remember(
 
     told = {member.name for member in (*read, *(() if tensor.record else (storage,)))}
     pairs = [(sum_at(own), sum_at(other)) for name, (own, other) in directory.sums.items() if name not in told]
+    alone = [
+        other for own, other in pairs if not any(ends[own]) and any(ends[other])
+    ]  # the member's own sum follows its data
     pairs = [(own, other) for own, other in pairs if ends[own] == ends[other]]
     fixed = bytearray(head + tail)
     for at, count in places:
         fixed[inside(at) : inside(at) + count] = b"\1" * count
-    for own, other in pairs:
-        fixed[own] = fixed[other] = bytes(_SUM)
+    for place in (*alone, *(place for pair in pairs for place in pair)):
+        fixed[place] = bytes(_SUM)
     slices = tuple(slice(*match.span()) for match in re.finditer(b"\1+", fixed))
     same = b"".join(ends[one] for one in slices)
     form = _Form(head, tail, slices, same, tuple(pairs), sum_at(directory.sums[storage.name][1]), tensor, start)
