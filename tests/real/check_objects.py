@@ -11,7 +11,9 @@ import contextlib
 import http.server
 import json
 import math
+import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -288,6 +290,44 @@ def test_killed_at_every_part(
         if request not in ("begin", "put"):  # before the claim nobody knows the uploads
             assert not seen.uploads()
         assert not list((tmp_path / "spool").iterdir())
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside another upload"])
+def test_an_error_of_the_input_drops_what_was_sent(
+    store: Server, model: Path, small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    """The blocks of another upload to the same blob are not dropped with ours, in Azure, nor ours with them then."""
+    source, address = shutil.copytree(model, tmp_path / "source"), store.address(f"input/{others}")
+    plain, foreign = store.sink.send, Body(str(model / "config.json"), 0, 10)  # type: ignore[attr-defined]
+
+    def changes(self: Any, where: str, upload: str, number: int, body: Any) -> str:
+        os.utime(source / "model.safetensors", (1e9, 1e9 + number))
+        if others and number == 3:
+            plain(self, where, self.begin(where, ""), 1, foreign)
+        return str(plain(self, where, upload, number, body))
+
+    monkeypatch.setattr(store.sink, "send", changes)
+    with pytest.raises(FormatError, match="changed while it was being read"):
+        convert(source, address, to="hf", spool=tmp_path / "spool")
+    foreign.close()
+    seen = store.seen(address)
+    assert not seen.objects() and not list((tmp_path / "spool").iterdir())
+    kept = seen.parts()
+    assert kept == 0 if not others else kept == 1 if store.scheme == "s3" else kept > 1
+    seen.clear()
+
+
+def test_the_mark_of_a_folder_is_no_file(store: Server, model: Path, small_parts: None, tmp_path: Path) -> None:
+    """An account of Azure with a hierarchical namespace lists folders as empty blobs with a mark."""
+    if store.scheme != "az":
+        pytest.skip("of Azure alone")
+    address = store.address("marked/out")
+    container = store.sink("az://" + BUCKET)._client  # type: ignore[call-arg]
+    for folder in ("marked", "marked/out", "marked/out/0"):
+        container.get_blob_client(folder).upload_blob(b"", metadata={"hdi_isfolder": "true"})
+    convert(model, address, to="nanotron", tp=2, spool=tmp_path / "spool")
+    code, text = ckpt("verify", model, address)
+    assert code == 0, text
 
 
 @pytest.fixture(scope="session")

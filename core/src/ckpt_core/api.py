@@ -14,9 +14,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.arguments import OptionValue, check_count, check_format, options_of, path_of, size_of
@@ -26,16 +25,12 @@ from ckpt_core.company.vocabulary import with_sound_tokenizer
 from ckpt_core.config import TableError
 from ckpt_core.description import Fragment
 from ckpt_core.diagnosis import absent, broken_off, check_expanded, diagnosis
-from ckpt_core.engine.executors import fitted
 from ckpt_core.engine.pieces import Transfer, pieces, uncut
 from ckpt_core.engine.plan import Plan, make_plan
 from ckpt_core.engine.records import RecordSums, watched
-from ckpt_core.engine.run import Listener, Progress, run_plan
-from ckpt_core.engine.transfer import digests_of, run_transfer
 from ckpt_core.errors import CkptError, NotCarried, Refusal, UsageError, did_you_mean, nearest
 from ckpt_core.launch import Launch
 from ckpt_core.ledger import OPTIMIZER
-from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.plugins.discovery import Plugin, all_plugins, check_returned, detect, launched, require
 from ckpt_core.plugins.installed import format_names
 from ckpt_core.plugins.request import Option, ReadRequest, WriteRequest
@@ -51,7 +46,13 @@ from ckpt_core.storage.dtypes import DType, written_dtype
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.digest import HASHES, VERSION, Digests
 from ckpt_core.tensors.digest import fingerprint as combine
-from ckpt_core.tensors.source import SourceFiles
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ckpt_core.engine.run import Listener
+    from ckpt_core.opened import OpenCheckpoint
+    from ckpt_core.tensors.source import SourceFiles
 
 _CHUNK_BYTES = 4 << 20
 _FEW = 1 << 20  # bytes: fewer are read before threads have been started
@@ -300,6 +301,8 @@ def open_checkpoint(
     `keep` the state of the training is opened too: `NotCarried` says why it can't be. `auto` opens it where it can be.
     Raises `UsageError` for a wrong argument, `FormatError` for damaged files, and `CkptError` for what can't be read.
     """
+    from ckpt_core.opened import OpenCheckpoint
+
     return OpenCheckpoint(
         read_checkpoint(
             path, format=format, config=config, options=options, weights=weights, training_state=training_state
@@ -587,13 +590,16 @@ def convert(
     `max_memory` is in bytes or a text (`"2GB"`), 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
     checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, each of
     which may then use `max_memory`, and
-    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder`; `spool` is then a folder for what waits to
+    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder` or `az://container/folder`; `spool` is then a folder for what waits to
     be sent. The others are those of `open_checkpoint`.
 
     Raises `UsageError` for a wrong argument, `Refusal` for what the target can't hold exactly, `FormatError` for damaged
     files and `CkptError` for the rest, with nothing left at `dst`. An interrupted call continues where it was when it is
     repeated.
     """
+    from ckpt_core.engine.executors import fitted
+    from ckpt_core.engine.run import run_plan
+
     plan = plan_conversion(
         src,
         dst,
@@ -629,6 +635,9 @@ def digests(
 
     `version` is that of the digests: another one than the present to compare them with what an older receipt records.
     """
+    from ckpt_core.engine.transfer import digests_of, run_transfer
+    from ckpt_core.tensors.source import SourceFiles
+
     transfers = _whole(watched(checkpoint.tensors))
     if version != 1:  # of which a tensor is one leaf
         transfers = [piece for tensor in transfers for piece in pieces(tensor)]
@@ -670,6 +679,11 @@ def _over(
     listener: Listener | None,
 ) -> list[T]:
     """What `work` finds in each of some transfers, in their order."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ckpt_core.engine.run import Progress
+    from ckpt_core.tensors.source import SourceFiles
+
     source = SourceFiles(checkpoint.files)
     total = sum(transfer.bytes_read for transfer in transfers)
     done = 0

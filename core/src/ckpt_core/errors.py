@@ -7,7 +7,6 @@ checkpoint in one run, not one after the other.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -240,6 +239,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     >>> nearest("num_atention_heads", ["num_attention_heads", "hidden_size"])
     'num_attention_heads'
     """
+    import difflib
+
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return close[0] if close else None
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_core.errors import FormatError, NotCarried
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import of_shards, whole
-from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.training.moments import MOMENTS, Kind
 from ckpt_core.training.state import ADAM, ADAMW, Group
+
+if TYPE_CHECKING:
+    from ckpt_core.tensors.source import SourceFiles
 
 _DROP = "leave it behind with --training-state drop"
 _STEP = "step"
@@ -130,6 +132,8 @@ def one_step(steps: Mapping[str, object], file: str, files: Iterable[FileState])
         raise NotCarried(
             "no state of the optimizer has a step: it has taken none yet, or keeps no moments", file=file, fix=_DROP
         )
+    from ckpt_core.tensors.source import SourceFiles
+
     source = SourceFiles(files)
     try:
         known: dict[int, str] = {}

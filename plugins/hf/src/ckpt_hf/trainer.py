@@ -15,7 +15,7 @@ import math
 import os
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -30,6 +30,7 @@ from ckpt_core.sdk import (
     layouts,
     ledgers,
     reading,
+    schema,
     torch_files,
 )
 from ckpt_hf.common import Family
@@ -71,7 +72,7 @@ def training_beside(
     )
 
 
-@dataclass
+@schema.dataclass
 class Progress:
     """What the files beside an optimizer say of a run: where its schedule stands, how far it is, and its loss scale."""
 

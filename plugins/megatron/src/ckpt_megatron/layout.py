@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import Refusal, WriteRequest, dtypes, torch_files
+from ckpt_core.sdk import Refusal, WriteRequest, dtypes, schema, torch_files
 from ckpt_megatron.files import FSDP_DTENSOR
 from ckpt_megatron.names import LegacySpelling
 
@@ -38,7 +37,7 @@ def keeping_rows(vocabulary: int, rows: int, usual: int, tp: int) -> int | None:
     return next(fitting, None)
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class FileLayout:
     """The container, the names and the ranks of a checkpoint; `multiple` is `DIVISIBLE`.
 

@@ -15,9 +15,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
-from ckpt_core.sdk import CkptError, FormatError, StoredTensor, containers, disk, errors, layouts, lazy, torch_files
+from ckpt_core.sdk import (
+    CkptError,
+    FormatError,
+    StoredTensor,
+    containers,
+    disk,
+    errors,
+    layouts,
+    lazy,
+    schema,
+    torch_files,
+)
 
 CONFIG = "model_config.json"
 TRAINING_CONFIG = "config.yaml"
@@ -37,7 +48,7 @@ _MOST_SLICES = 10_000
 _NUMBER = r"(?:\d{1,15}|np\.int64\(\d{1,15}\))"
 
 
-@dataclass
+@schema.dataclass
 class StoredParameter:
     """One parameter as it lies on disk: the whole shape, and the shards that hold it by (tp, pp) rank."""
 
@@ -47,7 +58,7 @@ class StoredParameter:
     sharded: bool = False
 
 
-@dataclass
+@schema.dataclass
 class Files:
     """Everything found below STEP/model: parameters by name, file states, the layout and the checkpoint version."""
 

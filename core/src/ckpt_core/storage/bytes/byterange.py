@@ -36,6 +36,14 @@ class ByteRange:
         """How many bytes are left."""
         return self._end - self.position
 
+    def window(self) -> tuple[bytes, int]:
+        """Bytes that are in memory, and where among them the next one is: who has looked at some goes on with `advance`."""
+        return self._buffer, self._at
+
+    def advance(self, at: int) -> None:
+        """Go on at a place in the window."""
+        self._at = at
+
     def byte(self) -> int:
         """The next byte; `FormatError` at the end."""
         at = self._at

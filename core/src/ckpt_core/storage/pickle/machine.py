@@ -9,11 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-import numpy as np
-
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.bytes.byterange import ByteRange
-from ckpt_core.storage.pickle.arrays import set_array_state, set_dtype_state
+from ckpt_core.storage.pickle.arrays import is_of_numpy, set_numpy_state
 from ckpt_core.storage.pickle.limits import Limits
 from ckpt_core.storage.pickle.makers import VALUES, Maker, check_key, fill_dict
 from ckpt_core.storage.pickle.opaque import Opaque, brief
@@ -21,7 +19,7 @@ from ckpt_core.storage.pickle.refused import is_refused
 
 _HIGHEST_PROTOCOL = 5
 # Bytes in CPython, rounded up to what its allocator hands out.
-_REMEMBERED, _SCALAR, _SET, _ENTRY, _STORAGE = 10, 48, 224, 112, 128
+REMEMBERED, SCALAR, _SET, _ENTRY, _STORAGE = 10, 48, 224, 112, 128
 _INT = re.compile(rb"[+-]?\d+", re.ASCII)
 
 
@@ -44,11 +42,11 @@ class Machine:
         self.limits = limits
         self.stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks under each open mark
-        self._memo: list[Any] = []  # picklers number what they remember from 0 on
-        self._memo_elsewhere: dict[int, Any] = {}
+        self.memo: list[Any] = []  # picklers number what they remember from 0 on
+        self.memo_elsewhere: dict[int, Any] = {}
         self._held = 0  # values on the stacks below
-        self._made = 0
-        self._allowed = 0  # `_made` up to here was found to be within the limits
+        self.made = 0
+        self.allowed = 0  # `made` up to here was found to be within the limits
         self._globals: dict[tuple[str, str], Any] = {}
 
     @property
@@ -58,19 +56,19 @@ class Machine:
 
     def charge(self, size: int) -> None:
         """See `Reading.charge`."""
-        self._made += size
-        if self._made > self._allowed and self.memory_left() < 0:
+        self.made += size
+        if self.made > self.allowed and self.memory_left() < 0:
             self.fail(
                 "the pickle makes far more than a checkpoint of its size does",
-                found=f"{self._made} bytes of memory for {self.bytes_read} bytes read",
-                expected=f"at most {self._allowed}",
+                found=f"{self.made} bytes of memory for {self.bytes_read} bytes read",
+                expected=f"at most {self.allowed}",
             )
 
     def memory_left(self) -> int:
         """How many more bytes may be made, after what was read so far."""
         limits = self.limits
-        self._allowed = min(limits.memory, limits.memory_free + limits.memory_per_byte * self.bytes_read)
-        return self._allowed - self._made
+        self.allowed = min(limits.memory, limits.memory_free + limits.memory_per_byte * self.bytes_read)
+        return self.allowed - self.made
 
     def fail(self, problem: str, found: object = None, expected: object = None, fix: str | None = None) -> NoReturn:
         """See `Reading.fail`."""
@@ -89,21 +87,21 @@ class Machine:
                 "the pickle does not end with one value",
                 found=f"{len(self.stack)} values, {len(self._below)} open marks",
             )
-        self._made -= _REMEMBERED * len(self._memo)
-        self._memo.clear()
-        self._memo_elsewhere.clear()
+        self.made -= REMEMBERED * len(self.memo)
+        self.memo.clear()
+        self.memo_elsewhere.clear()
         return self.stack.pop()
 
     # Numbers and text
 
     def unpack(self, layout: struct.Struct) -> None:
-        self.charge(_SCALAR)
+        self.charge(SCALAR)
         self.stack.append(layout.unpack(self.data.take(layout.size))[0])
 
     def line(self) -> bytes:
         """The rest of a line of the text opcodes."""
         line = self.data.line(self.limits.line)
-        self.charge(_SCALAR + len(line))
+        self.charge(SCALAR + len(line))
         return line
 
     def _integer(self, data: bytes) -> int:
@@ -112,7 +110,7 @@ class Machine:
     def long(self, width: int) -> None:
         count = int.from_bytes(self.data.take(width), "little", signed=width > 1)
         self._check_length(count, self.limits.integer, "an integer")
-        self.charge(_SCALAR + count)
+        self.charge(SCALAR + count)
         self.stack.append(self._integer(self.data.take(count)))
 
     def text_integer(self) -> int:
@@ -139,7 +137,7 @@ class Machine:
         count = int.from_bytes(self.data.take(width), "little")
         self._check_length(count, self.limits.string, "a string")
         data = self.data.take(count)
-        self.charge(_SCALAR + count)
+        self.charge(SCALAR + count)
         return data
 
     def _check_length(self, count: int, limit: int, what: str) -> None:
@@ -203,30 +201,30 @@ class Machine:
 
     def put(self, index: int) -> None:
         value = self.stack[-1]
-        if index == len(self._memo):
-            self.charge(_REMEMBERED)
-            self._memo.append(value)
-        elif 0 <= index < len(self._memo):
-            self._memo[index] = value
+        if index == len(self.memo):
+            self.charge(REMEMBERED)
+            self.memo.append(value)
+        elif 0 <= index < len(self.memo):
+            self.memo[index] = value
         elif index < 0:
             self.fail("the pickle remembers a value by an impossible number", found=f"memo {index}")
         else:
-            self.charge(_SCALAR + _ENTRY)
-            self._memo_elsewhere[index] = value
+            self.charge(SCALAR + _ENTRY)
+            self.memo_elsewhere[index] = value
 
     def memoize(self) -> None:
-        self.put(len(self._memo) + len(self._memo_elsewhere))
+        self.put(len(self.memo) + len(self.memo_elsewhere))
 
     def get(self, index: int) -> None:
-        if 0 <= index < len(self._memo):
-            self.stack.append(self._memo[index])
-        elif index in self._memo_elsewhere:
-            self.stack.append(self._memo_elsewhere[index])
+        if 0 <= index < len(self.memo):
+            self.stack.append(self.memo[index])
+        elif index in self.memo_elsewhere:
+            self.stack.append(self.memo_elsewhere[index])
         else:
             self.fail("the pickle refers to a value that it never stored", found=f"memo {index}")
 
     def tuple_of(self, count: int) -> None:
-        self.charge(_SCALAR + 8 * count)
+        self.charge(SCALAR + 8 * count)
         stack = self.stack
         if len(stack) < count:
             raise IndexError
@@ -291,7 +289,7 @@ class Machine:
 
     def make_tuple(self) -> None:
         items = self.pop_mark()
-        self.charge(_SCALAR + 8 * len(items))
+        self.charge(SCALAR + 8 * len(items))
         self.stack.append(tuple(items))
 
     def make_list(self) -> None:
@@ -381,12 +379,10 @@ class Machine:
                 target.state.update(state)
             else:
                 self.fail(f"the pickle sets the state of {target.qualname} twice")
-        elif isinstance(target, np.ndarray):
-            set_array_state(target, state, self)
-        elif isinstance(target, np.dtype):
-            set_dtype_state(target, state, self)
         elif target is None or isinstance(target, Opaque | str | bytes | int | float | list | tuple):
             self.fail("the pickle sets the state of something that has none", found=brief(target))
+        elif is_of_numpy(target):
+            set_numpy_state(target, state, self)
         # Else attributes of a state dict (`_metadata`: module versions) or of a parameter: they hold no weights.
 
     def persistent(self, key: Any) -> None:

@@ -26,7 +26,7 @@ from ckpt_core.storage.bytes.byterange import ByteRange
 from ckpt_core.storage.pickle.arrays import NUMPY_MAKERS
 from ckpt_core.storage.pickle.graph import NOTE, measure
 from ckpt_core.storage.pickle.limits import Limits
-from ckpt_core.storage.pickle.machine import Machine
+from ckpt_core.storage.pickle.machine import REMEMBERED, SCALAR, Machine
 from ckpt_core.storage.pickle.makers import MAKERS, Maker
 
 __all__ = ["PLAIN_MAKERS", "Limits", "read_pickle"]
@@ -34,6 +34,7 @@ __all__ = ["PLAIN_MAKERS", "Limits", "read_pickle"]
 PLAIN_MAKERS: Mapping[str, Maker] = {**MAKERS, **NUMPY_MAKERS}
 
 _Step = Callable[[Machine], None]
+_EMPTY = 72
 _UINT16, _INT32, _FLOAT64 = struct.Struct("<H"), struct.Struct("<i"), struct.Struct(">d")
 
 
@@ -87,8 +88,8 @@ _TABLE: dict[bytes, _Step] = {
     b"j": lambda m: m.get(int.from_bytes(m.data.take(4), "little")),
     # containers
     b")": lambda m: m.stack.append(()),
-    b"]": _push(list, 72),
-    b"}": _push(dict, 72),
+    b"]": _push(list, _EMPTY),
+    b"}": _push(dict, _EMPTY),
     b"\x8f": _push(set, 224),
     b"t": Machine.make_tuple,
     b"l": Machine.make_list,
@@ -125,6 +126,12 @@ _TABLE: dict[bytes, _Step] = {
 # fmt: on
 _OPCODES: list[_Step | None] = [_TABLE.get(bytes([code])) for code in range(256)]
 _STOP = ord(".")
+# Those that `_run` does itself.
+_LONG_BINGET, _BINGET, _LONG_BINPUT, _BINPUT, _MEMOIZE = b"jhrq\x94"
+_NONE, _BININT1, _BININT2, _EMPTY_TUPLE, _EMPTY_DICT, _TUPLE1, _TUPLE3 = b"NKM)}\x85\x87"
+_IN_ROW = 5  # bytes that one of them has at most
+_IN_ROW_MADE = 72  # bytes of memory that one of them makes at most
+_from_bytes = int.from_bytes
 
 
 def read_pickle(
@@ -143,12 +150,83 @@ def read_pickle(
     """
     data = ByteRange(source, file) if isinstance(source, bytes) else source
     machine = Machine(data, file, persistent_load, makers, limits)
-    next_byte, opcodes, most = data.byte, _OPCODES, limits.stack
+    _run(machine, limits)
+    return _walkable(machine.result(), machine, limits)
+
+
+def _run(machine: Machine, limits: Limits) -> None:
+    """Read opcodes up to STOP.
+
+    `_TABLE` says what each of them does. The metadata of a distributed checkpoint has millions, and most of those are few and simple: these
+    are done here as the table says, where the window of bytes in memory has all of an opcode, and nothing is near a limit. What is left goes by the table.
+    """
+    data, stack, memo, most = machine.data, machine.stack, machine.memo, limits.stack
+    window, at = data.window()
+    made, allowed = machine.made, machine.allowed
     for _ in range(limits.opcodes):
-        code = next_byte()
+        if at + _IN_ROW <= len(window) and len(stack) < most and made + _IN_ROW_MADE <= allowed:
+            code = window[at]
+            if code == _LONG_BINGET:
+                index = _from_bytes(window[at + 1 : at + 5], "little")
+                if index < len(memo):
+                    stack.append(memo[index])
+                    at += 5
+                    continue
+            elif code in (_MEMOIZE, _LONG_BINPUT, _BINPUT):
+                if code == _MEMOIZE:
+                    index, size = len(memo) + len(machine.memo_elsewhere), 1
+                elif code == _BINPUT:
+                    index, size = window[at + 1], 2
+                else:
+                    index, size = _from_bytes(window[at + 1 : at + 5], "little"), 5
+                if index == len(memo) and stack:
+                    memo.append(stack[-1])
+                    made += REMEMBERED
+                    at += size
+                    continue
+            elif code == _BININT1:
+                stack.append(window[at + 1])
+                at += 2
+                continue
+            elif code == _BINGET:
+                index = window[at + 1]
+                if index < len(memo):
+                    stack.append(memo[index])
+                    at += 2
+                    continue
+            elif code == _EMPTY_TUPLE:
+                stack.append(())
+                at += 1
+                continue
+            elif code == _EMPTY_DICT:
+                stack.append({})
+                made += _EMPTY
+                at += 1
+                continue
+            elif code == _BININT2:
+                stack.append(window[at + 1] | window[at + 2] << 8)
+                made += SCALAR
+                at += 3
+                continue
+            elif code == _NONE:
+                stack.append(None)
+                at += 1
+                continue
+            elif _TUPLE1 <= code <= _TUPLE3:
+                count = code - _TUPLE1 + 1
+                if len(stack) >= count:
+                    items = tuple(stack[-count:])
+                    del stack[-count:]
+                    stack.append(items)
+                    made += SCALAR + 8 * count
+                    at += 1
+                    continue
+        data.advance(at)
+        machine.made = made
+        code = data.byte()
         if code == _STOP:
-            return _walkable(machine.result(), machine, limits)
-        step = opcodes[code]
+            return
+        step = _OPCODES[code]
         if step is None:
             machine.fail(
                 f"the pickle holds an unknown opcode {bytes([code])!r}", fix="the file is damaged or no pickle"
@@ -160,7 +238,9 @@ def read_pickle(
         except (TypeError, ValueError, ArithmeticError, AttributeError, MemoryError) as error:
             # An argument of a kind that its maker did not foresee, such as an array where a text belongs.
             machine.fail("the pickle gives something a value of a wrong kind", found=f"{type(error).__name__}: {error}")
-        if len(machine.stack) > most:
+        stack, made, allowed = machine.stack, machine.made, machine.allowed
+        window, at = data.window()
+        if len(stack) > most:
             machine.fail("the pickle's stack grows too large", expected=f"at most {limits.stack} values")
     machine.fail("the pickle is too long", expected=f"at most {limits.opcodes} opcodes")
 
