@@ -274,6 +274,19 @@ class TestFollow:
         ran = ckpt("follow", run, tmp_path / "out", "--to", "toy", "--once", *words)
         assert ran.code == 2 and text in ran.err and not ran.out and not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize(
+        ("dst", "text"),
+        [
+            (".", "would be taken for checkpoints of the run"),
+            ("step-200", "would be taken for checkpoints of the run"),
+            ("step-5/tokenizer.json", "the outputs lie in a folder, and this is a file"),
+        ],
+    )
+    def test_no_place_where_outputs_can_not_lie(self, dst, text, ckpt, run):
+        before = times(run)
+        ran = ckpt("follow", run, run / dst, "--to", "toy", "--once", "--quiet", "0")
+        assert ran.code == 2 and text in ran.err and times(run) == before and not (run / "step-200").exists()
+
     def test_what_is_wrong_with_the_first_is_wrong_with_the_command(self, ckpt, once, run, tmp_path, make, monkeypatch):
         def refused(*_, **__):
             raise UsageError("--dtype and -o type say different things")

@@ -49,6 +49,11 @@ class TestWords:
                 "--overwrite is a switch",
                 "say --overwrite alone",
             ),
+            (
+                ["convert", "a", "b", "--to", "toy", "--flavour", "sour"],
+                "no option --flavour",
+                "-o flavour=... is an option of toy",
+            ),
             (["convert", "", "b", "--to", "toy"], "src is empty", "a variable of the shell"),
             (["convert", "a", "", "--to", "toy"], "dst is empty", "a variable of the shell"),
             (["inspect", ""], "path is empty", "a variable of the shell"),

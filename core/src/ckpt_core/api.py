@@ -542,6 +542,9 @@ def launch_of(
     launch = target_of(writer, checkpoint, request, resumed=kept).launch
     assert launch is not None  # _is_trained
     launch.check()
+    if place == "DST":
+        said = "DST stands for the converted checkpoint: --at, in Python dst=, says where it lies."
+        launch = replace(launch, notes=(*launch.notes, said))
     return launch
 
 

@@ -148,6 +148,7 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     asked = {name: value for name, value in asked.items() if value is not None}
     if writable(dst, below=True) is None:  # a scheme that is not written is refused
         check_expanded(dst)
+        _check_place(run, dst)
         os.makedirs(dst, exist_ok=True)
     follower = Follower(run, dst, quiet, asked, patient=not once)
     if not steps_in(run):
@@ -173,6 +174,17 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
         except OSError as error:  # the disk of the run is not there for now, or the run was moved
             say(f"{run} can't be looked at: {error.strerror}; it is tried again in {every:g} s", err=True)
         time.sleep(every)
+
+
+def _check_place(run: str, dst: str) -> None:
+    """`UsageError` where the outputs can't lie in `dst`, or would be taken for checkpoints of the run."""
+    if os.path.lexists(dst) and not os.path.isdir(dst):
+        raise UsageError("the outputs lie in a folder, and this is a file", file=dst, fix="name a folder, or a new one")
+    place, around = os.path.realpath(dst), os.path.realpath(run)
+    among = os.path.dirname(place) == around and _is_step(os.path.basename(place))
+    if place == around or among:
+        problem = "the outputs would be taken for checkpoints of the run"
+        raise UsageError(problem, file=dst, fix="name a folder outside of it, or one without a number")
 
 
 class Follower:
@@ -393,9 +405,13 @@ def _mark(run: str, name: str) -> tuple[int, int]:
 def steps_in(run: str) -> list[str]:
     """The names of the checkpoints in a run, in the order of their numbers."""
     found = {name for folder in (run, *_rank_folders(run)) for name in os.listdir(folder)}
-    names = [name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in _STEPS)]
-    names = [name for name in names if not any(fnmatch.fnmatch(name, mark) for mark in _UNFINISHED)]
-    return sorted(names, key=lambda name: (number_of(name) or 0, name))
+    return sorted(filter(_is_step, found), key=lambda name: (number_of(name) or 0, name))
+
+
+def _is_step(name: str) -> bool:
+    """Whether a name is that of a checkpoint, and of a finished one."""
+    marked = any(fnmatch.fnmatch(name, mark) for mark in _UNFINISHED)
+    return not marked and any(fnmatch.fnmatch(name, pattern) for pattern in _STEPS)
 
 
 def places_of(run: str, name: str) -> list[str]:

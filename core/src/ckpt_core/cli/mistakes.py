@@ -105,8 +105,18 @@ def _meant(name: str, context: click.Context) -> str | None:
         usage = " ".join(named(one) for one in parameters if isinstance(one, click.Argument))
         return f"{named(positional)} has no option: {context.command_path} {usage}"
     called = {ours: ours for ours in options} | {one: ours for one, ours in _CALLED.items() if ours in options}
-    meant = called.get(long.replace("_", "-")) or nearest(name, called)
+    exact = called.get(long.replace("_", "-"))
+    if exact is None and "-o" in options and (owners := _owners(long)):
+        return f"-o {long[2:].replace('-', '_')}=... is an option of {owners}"
+    meant = exact or nearest(name, called)
     return f"did you mean {called[meant]!r}?" if meant else f"{context.command_path} --help lists them"
+
+
+def _owners(long: str) -> str:
+    """The formats that have an option which is given as one of the command line."""
+    from ckpt_core.plugins.values import owners_of
+
+    return ", ".join(owners_of(long[2:].replace("-", "_"), "read", "write"))
 
 
 def _sentence(text: str) -> str:

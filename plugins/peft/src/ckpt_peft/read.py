@@ -166,7 +166,7 @@ def _with_vocabulary(
             file=files.weights,
             found=", ".join(f"{name} with {found} rows" for name, (_, found) in rows.items()),
             expected=f"as many rows of {', '.join(missing)}" if missing else "one number of rows",
-            fix="save the adapter with save_embedding_layers=True",
+            fix="give the base that the adapter was trained on; if it is this one, save the adapter with save_embedding_layers=True",
         )
     (count,) = counts
     architecture = replace(base.architecture, tokens=replace(tokens, vocabulary=count, padded_vocabulary=count))
