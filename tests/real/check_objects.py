@@ -417,10 +417,10 @@ def test_the_command_is_killed_again_and_again(store: Server, troubled: Troubled
         assert not any(name.endswith(RECEIPT) for name in seen.objects()) or kind == "remove", (kind, number)
     code, text = Command(large, address, spool).ended()
     assert code == 0 and "done before" in text, text
-    whole_and_alone(large, address, spool, tmp_path)
+    whole_and_alone(store, large, address, spool, tmp_path)
 
 
-def whole_and_alone(model: Path, address: str, spool: Path, tmp_path: Path) -> None:
+def whole_and_alone(store: Server, model: Path, address: str, spool: Path, tmp_path: Path) -> None:
     """All of an output is at the address, nothing else, nothing in the spool, and no upload."""
     convert(model, tmp_path / "local", to="hf", sync=False, options={"max_shard_size": "50MB"})
     there, local = store.seen(address).objects(), tmp_path / "local"
@@ -451,7 +451,7 @@ def test_the_command_is_killed_at_any_time(store: Server, large: Path, tmp_path:
     assert code == 0, text
     assert not seen.parts()
     seen.clear_uploads()  # of a run that was killed between its uploads and its claim
-    whole_and_alone(large, address, spool, tmp_path)
+    whole_and_alone(store, large, address, spool, tmp_path)
 
 
 def test_the_command_goes_on_elsewhere_once_the_other_machine_is_silent(
@@ -467,7 +467,7 @@ def test_the_command_goes_on_elsewhere_once_the_other_machine_is_silent(
     code, text = first.ended()
     assert code == 0 and "waiting up to 60 s" in text, text
     assert there and troubled.seen["send"] < 7
-    whole_and_alone(large, address, tmp_path / "b", tmp_path)
+    whole_and_alone(store, large, address, tmp_path / "b", tmp_path)
 
 
 def test_the_command_leaves_one_that_lives_alone(
@@ -492,7 +492,7 @@ def test_the_command_leaves_one_that_lives_alone(
     assert str(first.process.pid) in text, text
     slow.set()
     assert first.ended()[0] == 0
-    whole_and_alone(large, address, tmp_path / "a", tmp_path)
+    whole_and_alone(store, large, address, tmp_path / "a", tmp_path)
 
 
 def limit(monkeypatch: pytest.MonkeyPatch) -> None:
