@@ -11,8 +11,9 @@ import struct
 import tracemalloc
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ from ckpt_core.storage.torch.reading import read_torch_file
 from ckpt_core.storage.torch.tensors import StoredStorage
 
 DTYPES = sorted(BY_TORCH)
+
+T = TypeVar("T")
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -265,12 +268,18 @@ def test_a_pickle_that_was_read_before_is_not_read_again(tmp_path, monkeypatch):
         read_torch_file(tmp_path / "damaged")
 
 
-def test_files_without_checksums(tmp_path):
-    def save() -> None:
-        torch.serialization.set_crc32_options(False)
-        torch.save({"w": torch.ones(3)}, tmp_path / "model.pt")
+def without_checksums(save: Callable[[], T]) -> T:
+    """What `save` returns, while torch writes zip archives without CRC32. Torch keeps the option in a context variable."""
 
-    contextvars.copy_context().run(save)  # torch keeps the option in a context variable
+    def in_a_copy() -> T:
+        torch.serialization.set_crc32_options(False)
+        return save()
+
+    return contextvars.copy_context().run(in_a_copy)
+
+
+def test_files_without_checksums(tmp_path):
+    without_checksums(lambda: torch.save({"w": torch.ones(3)}, tmp_path / "model.pt"))
     assert_same(read_torch_file(tmp_path / "model.pt"), {"w": torch.ones(3)})
 
 
@@ -666,11 +675,7 @@ class TestAlike:
             assert mine == theirs
 
     def test_without_checksums(self, tmp_path, monkeypatch):
-        torch.serialization.set_crc32_options(False)
-        try:
-            path, places = self.many(tmp_path)
-        finally:
-            torch.serialization.set_crc32_options(True)
+        path, places = without_checksums(lambda: self.many(tmp_path))
         for place in places:
             mine, theirs = self.both(path, place, monkeypatch)
             assert mine == theirs and mine.record is None
