@@ -116,6 +116,19 @@ def runs(values: np.ndarray, strides: Sequence[int], offset: int) -> Iterable[tu
     return ((_bytes_of(values[index]), offset + start * values.itemsize) for index, start in starts)
 
 
+def woven(arrays: Sequence[np.ndarray], strides: Sequence[int], turn: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Arrays whose elements take turns in a file, `turn` of each at a time, as one array in this thread's buffer, and its strides.
+
+    `strides` are those of the first, in elements, the largest first; the others are alike, and each begins `turn` elements behind the one before.
+    """
+    first = arrays[0]
+    outer = sum(stride > turn for stride in strides)
+    both = scratch("packed", (*first.shape[:outer], len(arrays), *first.shape[outer:]), first.dtype)
+    for number, array in enumerate(arrays):
+        both[(*[slice(None)] * outer, number)] = array
+    return both, (*strides[:outer], turn, *strides[outer:])
+
+
 def _packed(values: np.ndarray) -> np.ndarray:
     """The same elements without gaps, in this thread's buffer."""
     packed = scratch("packed", values.shape, values.dtype)
