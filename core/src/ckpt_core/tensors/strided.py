@@ -74,29 +74,46 @@ def read_box(
         if add is not None:
             add(_bytes_of(ordered), offset)
         return
-    reach = sum((size - 1) * step for size, step in zip(outer_sizes, outer_steps, strict=True)) + run
-    runs = math.prod(outer_sizes)
-    if (reach - runs * run) * out.itemsize <= runs * _NEAR and reach <= 2 * ordered.size + _NEAR:
-        near = scratch("near", (reach,), out.dtype)
-        read(_bytes_of(near), offset)
-        picked = np.ndarray(sizes, near.dtype, near, 0, [step * out.itemsize for step in steps])
-        ordered[...] = picked
-        if add is not None:
-            near[...] = 0
-            picked[...] = ordered
-            add(_bytes_of(near), offset)
-        return
-    buffer = scratch("run", (run,), out.dtype)
-    for index, start in _starts(outer_sizes, outer_steps):
+    apart, near = _apart(outer_sizes, outer_steps, run, out.itemsize)
+    for index, start in _starts(outer_sizes[:apart], outer_steps):
         place: tuple[int | EllipsisType, ...] = (*index, ...)  # the ellipsis keeps a view even of a single element
-        target = ordered[place]
-        direct = target.flags.c_contiguous
-        run_bytes = _bytes_of(target if direct else buffer)
-        read(run_bytes, offset + start * out.itemsize)
-        if add is not None:
-            add(run_bytes, offset + start * out.itemsize)
-        if not direct:
-            target[...] = buffer.reshape(target.shape)
+        if near:
+            _read_near(read, offset + start * out.itemsize, steps[apart:], ordered[place], add)
+        else:
+            _read_run(read, offset + start * out.itemsize, ordered[place], add)
+
+
+def _apart(sizes: Sequence[int], steps: Sequence[int], run: int, itemsize: int) -> tuple[int, bool]:
+    """How many of the loops over runs stay loops over reads, the slowest first; and whether a read then is of several runs and the gaps between them."""
+    runs, reach = math.prod(sizes), sum((size - 1) * step for size, step in zip(sizes, steps, strict=True)) + run
+    for number, (size, step) in enumerate(zip(sizes, steps, strict=True)):
+        if (reach - runs * run) * itemsize <= runs * _NEAR and reach <= 2 * runs * run + _NEAR:
+            return number, True
+        runs, reach = runs // size, reach - (size - 1) * step
+    return len(sizes), False
+
+
+def _read_near(read: ReadInto, offset: int, steps: Sequence[int], target: np.ndarray, add: WriteFrom | None) -> None:
+    """Read runs and the gaps between them in one go; `steps` are in elements, one for each axis of `target`."""
+    reach = sum((size - 1) * step for size, step in zip(target.shape, steps, strict=True)) + 1
+    near = scratch("near", (reach,), target.dtype)
+    read(_bytes_of(near), offset)
+    picked = np.ndarray(target.shape, near.dtype, near, 0, [step * target.itemsize for step in steps])
+    target[...] = picked
+    if add is not None:
+        near[...] = 0
+        picked[...] = target
+        add(_bytes_of(near), offset)
+
+
+def _read_run(read: ReadInto, offset: int, target: np.ndarray, add: WriteFrom | None) -> None:
+    direct = target.flags.c_contiguous
+    buffer = target if direct else scratch("run", target.shape, target.dtype)
+    read(_bytes_of(buffer), offset)
+    if add is not None:
+        add(_bytes_of(buffer), offset)
+    if not direct:
+        target[...] = buffer
 
 
 def runs(values: np.ndarray, strides: Sequence[int], offset: int) -> Iterable[tuple[memoryview, int]]:
