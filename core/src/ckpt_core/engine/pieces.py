@@ -39,8 +39,10 @@ class Write:
 
     @property
     def tensors(self) -> int:
-        """Of how many tensors elements are written with it."""
-        return 1 if self.strand is None else (1 + len(self.strand.others)) * (not self.left)
+        """Of how many tensors elements are written with it: of none, if another transfer does."""
+        if self.strand is None:
+            return 1
+        return 1 + len(self.strand.others) if self.strand.others else 0
 
 
 @dataclass(frozen=True, slots=True)
