@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 from collections import Counter
@@ -15,12 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_core import convert, plan_conversion
+from ckpt_core.api import target_of
 from ckpt_core.architecture import Axis, Parameter
 from ckpt_core.engine import pages, plan
+from ckpt_core.engine.pages import runs_of
 from ckpt_core.engine.pieces import Write, pieces, uncut
 from ckpt_core.engine.transfer import TargetFiles, run_transfer
 from ckpt_core.engine.weaving import SHORT, strands
+from ckpt_core.errors import CkptError
 from ckpt_core.layout import Link, Part, Tile, ValueMap, plus_one, scale
+from ckpt_core.plugins.discovery import require
+from ckpt_core.plugins.request import WriteRequest
+from ckpt_core.plugins.values import typed_options
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.output import Checksum
@@ -28,10 +35,12 @@ from ckpt_core.storage.dtypes import BF16, DType, dtype_named, encode
 from ckpt_core.storage.tensor import contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, placed
 from ckpt_core.tensors.source import SourceFiles
-from ckpt_core.testing import write_ir
+from ckpt_core.testing import example, write_ir
 from ckpt_core.testing.examples import calm_numbers
+from ckpt_core.verify.holes import model_of_holes
 from ckpt_tests import victim
 from ckpt_tests.cutting import pieces_of
+from ckpt_tests.formats import written
 from ckpt_tests.gguf import MODELS
 from ckpt_tests.program import ckpt
 
@@ -164,6 +173,41 @@ def test_tensors_that_differ_are_written_by_themselves() -> None:
     assert found(parts, SHORT) == {}, "no run is short"
     few = Link(8, 0, 1, 0, 16), Link(8, 1, 1, 0, 2)
     assert found({name: replace(tile, links=few) for name, tile in parts.items()}) == {}
+
+
+# --- every writer ---------------------------------------------------------------------------------------------------------
+
+# A head of an example has 18 elements, a row of experts 20: a run that is shorter has no whole axis, and is short in any model.
+ROW = 18
+LAW = {
+    **{name: example(name) for name in ("moe", "gpt2", "bloom", "latent", "delta", "mamba", "t5", "vit", "predicting")},
+    "llama": example("llama", hidden=216),  # that of heads times head_dim, for frameworks that have no size of a head
+    "gpt-oss": MODELS["gpt-oss"],
+}
+OPTIONS = {"nxdt": {"hw_backend": "trn1"}}
+
+
+@pytest.mark.parametrize("format", written())
+def test_no_large_tensor_is_written_in_short_runs(format: str) -> None:
+    """Of every kind of model that a format holds; hf has the most kinds."""
+    plugin, held = require(format), 0
+    for name, architecture in (LAW | MODELS if format == "hf" else LAW).items():
+        request = WriteRequest(
+            typed_options(plugin.info, {**plugin.info.bare, **OPTIONS.get(format, {})}, "write"),
+            BF16,
+            destination="/nowhere",
+        )
+        checkpoint = model_of_holes(architecture, BF16)
+        with contextlib.suppress(CkptError):
+            made = plan.make_plan(checkpoint, target_of(plugin, checkpoint, request))
+            held += 1
+            for one, delivery in [(one, delivery) for one in made.tensors for delivery in one.deliveries]:
+                for tile in one.written(delivery) if delivery.encoded is None else ():
+                    runs = runs_of(tile, 0, 1)
+                    assert runs is not None and (len(runs) <= 64 or (runs[:, 1] - runs[:, 0]).min() >= ROW), (
+                        f"{name}: {one.name} is written in {len(runs)} runs of {tile}"
+                    )
+    assert held
 
 
 # --- gpt-oss, whose gate and up take turns --------------------------------------------------------------------------------

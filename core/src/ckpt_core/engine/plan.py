@@ -458,7 +458,8 @@ def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budg
         fastest = min((link for link in block.tile.links if link.size > 1), key=lambda link: link.stride, default=None)
         return fastest is not None and fastest.axis != last
 
-    turned = any(transposed(block) for block in (*assembly.value_blocks, *(delivery.block for delivery in deliveries)))
+    written = (delivery.block for delivery in deliveries if not delivery.left)
+    turned = any(transposed(block) for block in (*assembly.value_blocks, *written))
     elements = max(1, (budget if turned else min(budget, _CHUNK)) // _bytes_at_once(assembly, deliveries))
     # Rows that are encoded together are best moved together.
     units = [one.encoded.bytes_of_unit // 4 for one in deliveries if one.encoded is not None]
