@@ -142,7 +142,7 @@ def woven(arrays: Sequence[np.ndarray], strides: Sequence[int], turn: int) -> tu
     outer = sum(stride > turn for stride in strides)
     both = scratch("packed", (*first.shape[:outer], len(arrays), *first.shape[outer:]), first.dtype)
     for number, array in enumerate(arrays):
-        both[(*[slice(None)] * outer, number)] = array
+        np.moveaxis(both, outer, 0)[number] = array
     return both, (*strides[:outer], turn, *strides[outer:])
 
 
