@@ -77,7 +77,9 @@ def _tree(module: str) -> ast.Module:
 
 def _home(module: str, name: str) -> tuple[str, str]:
     """The module that defines a name which another one imports, and what it is called there."""
-    for node in _tree(module).body:
+    body = _tree(module).body
+    checked = [inner for node in body if isinstance(node, ast.If) for inner in node.body]  # under TYPE_CHECKING
+    for node in [*body, *checked]:
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:

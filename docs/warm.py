@@ -6,6 +6,7 @@ gives send it their arguments, their environment and their open files, and end a
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -56,7 +57,9 @@ def serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            atexit._clear()  # what the server would do at its end
             code = _done(connection)
+            atexit._run_exitfuncs()  # a command removes its temporary folder there, and `_exit` would leave it
             connection.sendall(str(code).encode())
             os._exit(code)
         connection.close()

@@ -315,6 +315,31 @@ class TestVerify:
         assert ckpt("verify", model, other, "--logits", "--plot", tmp_path / "apart.png").code == 3
         assert (tmp_path / "apart.png").read_bytes().startswith(b"\x89PNG")
 
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--plot", "no/folder/x.png"], "the folder of the plot does not exist"),
+            (["--plot", "x.safetensors"], "the suffix says which kind of image"),
+            (["--plot", "x"], "the suffix says which kind of image"),
+            (["--prompt", "Hello"], "--prompt takes token ids"),
+        ],
+    )
+    def test_what_can_not_be_shown_is_said_before_anything_is_compared(self, ckpt, model, monkeypatch, words, said):
+        monkeypatch.setattr("ckpt_core.verify.conversion.verify", None)
+        ran = ckpt("verify", model, model, "--logits", *words)
+        assert ran.code == 2 and said in ran.err
+
+    @pytest.mark.parametrize(
+        ("lacks", "words"),
+        [("torch", ["--logits"]), ("torch", ["--row-parallel", "2"]), ("matplotlib", ["--plot", "x.png"])],
+    )
+    def test_nor_what_is_not_installed(self, ckpt, model, monkeypatch, lacks, words):
+        monkeypatch.setattr("ckpt_core.verify.conversion.verify", None)
+        for place in ("ckpt_core.cli.verify", "ckpt_core.verify.plot"):
+            monkeypatch.setattr(f"{place}.find_spec", lambda name: None if name == lacks else name)
+        ran = ckpt("verify", model, model, *words)
+        assert ran.code == 1 and f"needs {lacks}" in ran.err and "pip install" in ran.err
+
     def test_an_engine_of_its_own_judges_the_config(self, ckpt, model, make, monkeypatch):
         twin = make("twin")
         monkeypatch.setenv("TOY_ENGINE", "1")  # it computes something else than the architecture says

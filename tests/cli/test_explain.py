@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -10,7 +12,7 @@ from click.testing import CliRunner
 from ckpt_core.architecture.examples import example
 from ckpt_core.cli.main import cli
 from ckpt_core.errors import UsageError
-from ckpt_core.explain import explain, in_format, names_everywhere
+from ckpt_core.explain import called_so, explain, in_format, names_everywhere
 from ckpt_core.plugins.discovery import require
 
 
@@ -105,16 +107,34 @@ def test_one_parameter_in_every_format() -> None:
     ]
 
 
+@pytest.mark.parametrize("native", ["model.layers.7.self_attn.q_proj.weight", "q_proj.weight", "blk.0.attn_q.weight"])
+def test_a_parameter_may_be_called_as_a_format_calls_it(native: str) -> None:
+    """Any layer's number stands for all of them."""
+    found = called_so(native)["attention.q.weight"]
+    assert "model.layers.{l}.self_attn.q_proj.weight" in [name.native for name in found["hf"]]
+    assert said("--parameter", native).splitlines()[1].split()[0] == "attention.q.weight"
+
+
+def test_a_folder_called_as_a_format_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hf").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "CANONICAL" in said("hf")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         ((), "which formats"),
         (("hf", "--family", "lama"), "no example is called 'lama'"),
         (("hf", "--parameter", "head.weight"), "--parameter asks about every format"),
-        (("--parameter", "attention.query.weight"), "no format has a parameter 'attention.query.weight'"),
+        (("--parameter", "attention.querry.weight"), "did you mean attention.q.weight or "),
+        (("--parameter", "attn.q"), r"did you mean attention.q.bias or attention.q.weight or "),
+        (("--parameter", "zzz"), "no parameter is called 'zzz', by us or by a format"),
         (("huggingface",), "unknown format"),
+        ((os.path.dirname(__file__),), "is asked about formats, and this is a path"),
     ],
 )
 def test_what_is_asked_wrongly(arguments: tuple[str, ...], text: str) -> None:
-    with pytest.raises(UsageError, match=text):
+    with pytest.raises(UsageError) as error:
         said(*arguments)
+    assert text in str(error.value)

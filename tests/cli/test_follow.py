@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckpt_core.cli import follow
-from ckpt_core.errors import CkptError, ProblemsFound
+from ckpt_core.errors import CkptError, ProblemsFound, UsageError
 
 
 def times(folder: Path) -> dict[Path, int]:
@@ -262,6 +262,46 @@ class TestFollow:
     def test_ranks_that_the_format_has_not_are_a_wrong_command_line(self, ckpt, run, tmp_path):
         ran = ckpt("follow", run, tmp_path / "out", "--to", "toy", "--ep", "2", "--once")
         assert ran.code == 2 and "format toy has no --ep" in ran.err and not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "text"),
+        [
+            (["-o", "nothing=1"], "format toy has no write option 'nothing'"),
+            (["-o", "src.nothing=1"], "no format has a read option 'nothing'"),
+        ],
+    )
+    def test_an_option_that_nothing_takes_is_refused_before_a_checkpoint_is(self, words, text, ckpt, run, tmp_path):
+        ran = ckpt("follow", run, tmp_path / "out", "--to", "toy", "--once", *words)
+        assert ran.code == 2 and text in ran.err and not ran.out and not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("dst", "text"),
+        [
+            (".", "would be taken for checkpoints of the run"),
+            ("step-200", "would be taken for checkpoints of the run"),
+            ("step-5/tokenizer.json", "the outputs lie in a folder, and this is a file"),
+        ],
+    )
+    def test_no_place_where_outputs_can_not_lie(self, dst, text, ckpt, run):
+        before = times(run)
+        ran = ckpt("follow", run, run / dst, "--to", "toy", "--once", "--quiet", "0")
+        assert ran.code == 2 and text in ran.err and times(run) == before and not (run / "step-200").exists()
+
+    def test_what_is_wrong_with_the_first_is_wrong_with_the_command(self, ckpt, once, run, tmp_path, make, monkeypatch):
+        def refused(*_, **__):
+            raise UsageError("--dtype and -o type say different things")
+
+        monkeypatch.setattr("ckpt_core.api.plan_conversion", refused)
+        ran = ckpt("follow", run, tmp_path / "out", "--to", "toy", "--once")
+        assert ran.code == 2 and "say different things" in ran.err and not ran.out
+        monkeypatch.undo()
+        once()
+        old(make("run/step-200"))
+        monkeypatch.setattr("ckpt_core.api.plan_conversion", refused)
+        assert once()[:2] == (
+            1,
+            dict.fromkeys(["step-5", "step-10", "step-100"], "done before") | {"step-200": "failed"},
+        )
 
     def test_of_several_problems_the_first_is_named(self, capsys):
         problems = ProblemsFound("tp=4", [CkptError("a is odd", file="x", fix="take b"), CkptError("c is even")])

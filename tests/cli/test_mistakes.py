@@ -24,7 +24,7 @@ class TestWords:
             (["inspect"], "SRC is missing", "ckpt inspect [OPTIONS] SRC"),
             (["inspect", "a", "b"], "got unexpected extra argument (b)", "ckpt inspect [OPTIONS] SRC"),
             (["convert", "a", "b"], "--to is missing", "toy"),
-            (["convert", "--to", "--", "b"], "DST is missing", None),
+            (["convert", "--to", "--", "b"], "--to: '--' is no format", None),
             (["convert", "a", "b", "--to", "toy", "--tpp", "2"], "ckpt convert has no option --tpp", "'--tp'"),
             (["convert", "a", "b", "-to", "toy"], "ckpt convert has no option -to", "'--to'"),
             (["convert", "a", "b", "--tensor-model-parallel-size", "2"], "has no option --tensor-model", "'--tp'"),
@@ -37,6 +37,32 @@ class TestWords:
             (["convert", "a", "b", "--to", "toy", "--workers", "0"], "--workers: 0 is not in the range x>=1", None),
             (["convert", "a", "b", "--to", "toy", "--max-memory", "2 cows"], "--max-memory is no size", "256MiB"),
             (["convert", "a", "b", "--to", "toy", "--dtype", "bfloat61"], "can't be written in dtype", "mean 'bf16'?"),
+            (
+                ["convert", "a", "b", "--to", "toy", "--dtype", "float8"],
+                "can't be written in dtype",
+                "keep, fp64, fp32",
+            ),
+            (["convert", "a", "b", "--to"], "--to wants a value behind it", "--help lists"),
+            (["convert", "a", "b", "--to", "--tp", "2"], "--to: '--tp' is no format", None),
+            (
+                ["convert", "a", "b", "--to", "toy", "--overwrite=yes"],
+                "--overwrite is a switch",
+                "say --overwrite alone",
+            ),
+            (
+                ["convert", "a", "b", "--to", "toy", "--flavour", "sour"],
+                "no option --flavour",
+                "-o flavour=... is an option of toy",
+            ),
+            (["convert", "", "b", "--to", "toy"], "src is empty", "a variable of the shell"),
+            (["convert", "a", "", "--to", "toy"], "dst is empty", "a variable of the shell"),
+            (["inspect", ""], "path is empty", "a variable of the shell"),
+            (["verify", "", "b"], "path is empty", "a variable of the shell"),
+            (["diff", "", "b"], "path is empty", "a variable of the shell"),
+            (["fingerprint", ""], "path is empty", "a variable of the shell"),
+            (["launch", ""], "src is empty", "a variable of the shell"),
+            (["convert", "--input", "a", "b"], "has no option --input", "SRC has no option: ckpt convert SRC DST"),
+            (["convert", "a", "--output", "b"], "has no option --output", "DST has no option: ckpt convert SRC DST"),
             (["convert", "a", "b", "--to", "toy", "--engine", "dusk"], "--engine has no value 'dusk'", "'dask'"),
             (["convert", "a", "b", "--to", "toy", "--engine-address", "x"], "engine local has no address", "--engine"),
             (["convert", "a", "b", "--to", "toy", "--spool", "x"], "--spool is for a destination in a store", "leave"),
@@ -88,6 +114,20 @@ class TestPaths:
             folder = os.path.dirname(file)
             assert ran.code == 1 and "this is a file of a checkpoint" in ran.err
             assert f"give the folder: {folder} (toy)" in ran.err
+
+    def test_an_empty_file(self, ckpt, tmp_path):
+        (tmp_path / "x.safetensors").touch()
+        assert "the file is empty" in ckpt("inspect", tmp_path / "x.safetensors").err
+
+    @pytest.mark.parametrize("words", [["convert"], ["convert", "-p"], ["follow"]])
+    def test_no_folder_is_called_as_a_home_that_was_not_expanded(self, ckpt, make, tmp_path, monkeypatch, words):
+        (tmp_path / "run").mkdir()
+        make("run/step-1")
+        monkeypatch.chdir(tmp_path)
+        source = "run" if words == ["follow"] else "run/step-1"
+        ran = ckpt(*words, source, "~/out", "--to", "toy")
+        assert ran.code == 1 and "parent folder does not exist" in ran.err and "does not expand ~" in ran.err
+        assert not (tmp_path / "~").exists()
 
     def test_a_folder_in_a_checkpoint(self, ckpt, model, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

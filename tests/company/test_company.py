@@ -12,8 +12,10 @@ import pytest
 from ckpt_core import convert
 from ckpt_core.api import plan_conversion, read_checkpoint
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar, Target
+from ckpt_core.cli.main import main
 from ckpt_core.company.companions import companions_of, files_in, known_ids, losses_of, with_sound_ids
 from ckpt_core.company.tokenizer import ids_of, size_of
+from ckpt_core.company.vocabulary import with_sound_tokenizer
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.testing.examples import calm_numbers, example, write_ir
@@ -286,6 +288,35 @@ class TestGivenConfig:
         (blobs / "123").write_text("{}")
         (snapshot / "vocab.json").symlink_to("../../blobs/123")
         assert list(companions_of(str(snapshot / "config.json"))) == ["vocab.json"]
+
+
+class TestATokenizerOfAnotherSize:
+    """A tokenizer with ids beyond the vocabulary goes along, and is not carried without a word."""
+
+    def test_ids_beyond_the_vocabulary_are_said(self, tmp_path: Path) -> None:
+        held = files(tmp_path, tokenizer__json={"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 212}]})
+        (loss,) = with_sound_tokenizer(checkpoint({}, held)).all_losses
+        assert (loss.kind, loss.subject) == ("assumed", "that the tokenizer is the model's")
+        assert "go up to 212, and those of the vocabulary to 211" in loss.reason
+
+    def test_whichever_file_has_them(self, tmp_path: Path) -> None:
+        held = files(tmp_path, vocab__json={"a": 0}, tokenizer_config__json={"added_tokens_decoder": {"300": {}}})
+        assert "go up to 300" in with_sound_tokenizer(checkpoint({}, held)).all_losses[0].reason
+
+    @pytest.mark.parametrize("content", [{"model": {"vocab": {"a": 211}}}, {"model": {"vocab": {"a": 5}}}, {}, "{"])
+    def test_one_that_fits_a_smaller_one_and_a_damaged_one_are_not(self, content: object, tmp_path: Path) -> None:
+        given = checkpoint({}, files(tmp_path, tokenizer__json=content))
+        assert with_sound_tokenizer(given) is given
+
+    def test_a_plan_and_inspect_say_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        model, source = write_ir(tmp_path / "ir", example("llama", **HEADS), values=calm_numbers), tmp_path / "source"
+        convert(model, source, to="hf")
+        (source / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 4000}}}))
+        plan = plan_conversion(source, tmp_path / "out", to="hf")
+        assert "tokenizer.json" in plan.target.sidecars
+        assert [loss.subject for loss in plan.losses] == ["that the tokenizer is the model's"]
+        assert main(["inspect", str(source)]) == 0
+        assert "assumed: that the tokenizer is the model's (its ids go up to" in capsys.readouterr().out
 
 
 def test_linked_folders_are_not_entered(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ PLAN = """
 import json, sys
 from ckpt_tests.memory import watched
 from ckpt_core.api import plan_conversion
+import ckpt_core.engine.run, numpy  # the program that moves bytes is counted, too
 source, arguments = json.loads(sys.argv[1])
 with watched() as seen:
     plan = plan_conversion(source, source + "-out", **arguments)

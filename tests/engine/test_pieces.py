@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_core import api, convert
+from ckpt_core import convert
 from ckpt_core.api import digests, plan_conversion, read_checkpoint
-from ckpt_core.engine import run
+from ckpt_core.engine import run, transfer
 from ckpt_core.engine.run import Progress
 from ckpt_core.errors import CkptError
 from ckpt_core.receipt.places import RECEIPT
@@ -137,8 +137,8 @@ def test_a_fingerprint_is_taken_by_pieces(models: dict[str, Path], monkeypatch: 
     """Any thread may take any piece; in version 1 a tensor is one."""
     checkpoint = read_checkpoint(str(models["moe"]))
     asked: list[tuple[str, int]] = []
-    original = api.run_transfer
-    monkeypatch.setattr(api, "run_transfer", lambda one, *rest: asked.append(one.key) or original(one, *rest))
+    original = transfer.run_transfer
+    monkeypatch.setattr(transfer, "run_transfer", lambda one, *rest: asked.append(one.key) or original(one, *rest))
     with pieces_of(997, whole=True):
         expected, old = digests(checkpoint), digests(checkpoint, version=1)
     assert len(asked) == 2 * len(expected)

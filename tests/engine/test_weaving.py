@@ -201,7 +201,7 @@ def test_no_large_tensor_is_written_in_short_runs(format: str) -> None:
         with contextlib.suppress(CkptError):
             made = plan.make_plan(checkpoint, target_of(plugin, checkpoint, request))
             held += 1
-            for one, delivery in [(one, delivery) for one in made.tensors for delivery in one.deliveries]:
+            for one, delivery in [(tensor, delivery) for tensor in made.tensors for delivery in tensor.deliveries]:
                 for tile in one.written(delivery) if delivery.encoded is None else ():
                     runs = runs_of(tile, 0, 1)
                     assert runs is not None and (len(runs) <= 64 or (runs[:, 1] - runs[:, 0]).min() >= ROW), (

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ckpt_core import fingerprint
+from ckpt_core import convert, fingerprint
 from ckpt_core.receipt.places import RECEIPT
 from ckpt_tests.web import COMMIT, Site, serving
 
@@ -80,6 +80,18 @@ def test_a_model_of_the_hub_converts_by_ranges(hub, model: Path, tmp_path: Path,
     assert not list((tmp_path / "home").rglob("*.safetensors")), "no copy is left"
     resolved = [path for path in site.others if path.endswith("/model.safetensors")]
     assert len(resolved) == 2, "once for its place, and once more because that had expired"
+
+
+def test_the_hub_says_what_a_checkpoint_without_a_config_is(hub, model: Path, tmp_path: Path) -> None:
+    """As the READMEs of formats without a config have it: `--config hf://OWNER/NAME`."""
+    environment, site = hub
+    convert(model, tmp_path / "dcp", to="fsdp")
+    (tmp_path / "dcp/config.json").unlink()
+    (tmp_path / "dcp" / RECEIPT).unlink()
+    done = ckpt(environment, "fingerprint", str(tmp_path / "dcp"), "--config", f"hf://{REPOSITORY}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == fingerprint(model)
+    assert not any(one.name.endswith(".safetensors") for one in site.asked)
 
 
 def test_what_the_hub_has_kept_here_is_read_here(hub, model: Path, tmp_path: Path) -> None:

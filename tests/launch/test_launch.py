@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -233,6 +235,14 @@ def test_tensor_and_expert_parallel_ranks_have_sequences_split(tmp_path) -> None
         assert ("sequence_parallel: true" in context) is (len(ranks) == 2)
 
 
+def test_experts_are_said_of_a_model_that_has_them_alone(tmp_path) -> None:
+    """Megatron-LM saves `moe_grouped_gemm` as False with a dense model, whatever runs its linear layers."""
+    dense = launched(tmp_path, "llama", to="megatron")
+    assert not [word for word in dense.words if "moe" in word or "expert" in word]
+    write_ir(tmp_path / "m", example("moe", mlp__moe__shared=ABSENT), sparse=True)
+    assert "--moe-grouped-gemm" in launch_of(tmp_path / "m", to="megatron").words
+
+
 def test_the_receipt_and_the_summary_say_how_to_start(tmp_path, capsys) -> None:
     launched(tmp_path, "qwen3", to="megatron")
     out = tmp_path / "out"
@@ -265,3 +275,12 @@ def test_silent_is_what_a_framework_would_compute_otherwise() -> None:
     assert not Argument("eps", 1e-6, default=1e-6).silent
     assert not Argument("eps", 1e-6, default=1e-5, taken=True).silent
     assert not Argument("load", "x", model=False).silent
+
+
+def test_a_default_that_there_is_none_of_has_a_name() -> None:
+    assert (
+        repr(Argument("eps", 1e-6))
+        == "Argument(name='eps', value=1e-06, words=(), default=UNKNOWN, taken=False, model=True)"
+    )
+    for one in (pickle.loads(pickle.dumps(UNKNOWN)), copy.deepcopy(UNKNOWN)):
+        assert one is UNKNOWN

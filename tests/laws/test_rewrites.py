@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_core.api import OpenCheckpoint, read_checkpoint
+from ckpt_core.api import read_checkpoint
 from ckpt_core.architecture import Activation, Architecture, parameters
 from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.rewrite import (
     Rewritable,
     folded_attention_scale,

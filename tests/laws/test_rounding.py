@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ckpt_core import convert, fingerprint
-from ckpt_core.api import OpenCheckpoint, plan_conversion, read_checkpoint
+from ckpt_core.api import plan_conversion, read_checkpoint
 from ckpt_core.architecture import Architecture, architecture_of, facts_of
 from ckpt_core.errors import CkptError
+from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.reading import check_agreement
 from ckpt_core.rewrite import Rewritable, folded_attention_scale, folded_head_scale, folded_logit_scale
 from ckpt_core.tensors.assembly import significant_bits

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from ckpt_core.checkpoint import Checkpoint
+from ckpt_core.cli.survey import Survey
 from ckpt_core.errors import CkptError
 from ckpt_tests.forwards import opened
 from ckpt_tests.goldens import Golden, every_golden
@@ -64,6 +65,13 @@ def test_every_file_of_a_golden_is_in_its_ledger(golden: Golden, tmp_path: Path)
         with tarfile.open(archive) as members:
             names = {os.path.join(archive, os.path.normpath(one.name)) for one in members if one.isfile()}
         assert names <= {entry.file for entry in checkpoint.ledger}
+    if (
+        root.is_dir()
+        and not any(source.rglob("*.nemo"))
+        and all(Path(one.file).is_relative_to(root) for one in checkpoint.ledger)
+    ):
+        counts = Survey(checkpoint, str(root)).files  # what `ckpt inspect --all` adds up
+        assert counts.total() == len(files_of(root)) >= len(checkpoint.files)
     assert not any("does not know" in loss.subject for loss in checkpoint.all_losses)
 
 

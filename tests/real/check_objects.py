@@ -11,7 +11,9 @@ import contextlib
 import http.server
 import json
 import math
+import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -290,6 +292,44 @@ def test_killed_at_every_part(
         assert not list((tmp_path / "spool").iterdir())
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside another upload"])
+def test_an_error_of_the_input_drops_what_was_sent(
+    store: Server, model: Path, small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    """The blocks of another upload to the same blob are not dropped with ours, in Azure, nor ours with them then."""
+    source, address = shutil.copytree(model, tmp_path / "source"), store.address(f"input/{others}")
+    plain, foreign = store.sink.send, Body(str(model / "config.json"), 0, 10)  # type: ignore[attr-defined]
+
+    def changes(self: Any, where: str, upload: str, number: int, body: Any) -> str:
+        os.utime(source / "model.safetensors", (1e9, 1e9 + number))
+        if others and number == 3:
+            plain(self, where, self.begin(where, ""), 1, foreign)
+        return str(plain(self, where, upload, number, body))
+
+    monkeypatch.setattr(store.sink, "send", changes)
+    with pytest.raises(FormatError, match="changed while it was being read"):
+        convert(source, address, to="hf", spool=tmp_path / "spool")
+    foreign.close()
+    seen = store.seen(address)
+    assert not seen.objects() and not list((tmp_path / "spool").iterdir())
+    kept = seen.parts()
+    assert kept == 0 if not others else kept == 1 if store.scheme == "s3" else kept > 1
+    seen.clear()
+
+
+def test_the_mark_of_a_folder_is_no_file(store: Server, model: Path, small_parts: None, tmp_path: Path) -> None:
+    """An account of Azure with a hierarchical namespace lists folders as empty blobs with a mark."""
+    if store.scheme != "az":
+        pytest.skip("of Azure alone")
+    address = store.address("marked/out")
+    container = store.sink("az://" + BUCKET)._client  # type: ignore[call-arg]
+    for folder in ("marked", "marked/out", "marked/out/0"):
+        container.get_blob_client(folder).upload_blob(b"", metadata={"hdi_isfolder": "true"})
+    convert(model, address, to="nanotron", tp=2, spool=tmp_path / "spool")
+    code, text = ckpt("verify", model, address)
+    assert code == 0, text
+
+
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 90 MB, which has parts of the size that they really have, in two files."""
@@ -377,10 +417,10 @@ def test_the_command_is_killed_again_and_again(store: Server, troubled: Troubled
         assert not any(name.endswith(RECEIPT) for name in seen.objects()) or kind == "remove", (kind, number)
     code, text = Command(large, address, spool).ended()
     assert code == 0 and "done before" in text, text
-    whole_and_alone(large, address, spool, tmp_path)
+    whole_and_alone(store, large, address, spool, tmp_path)
 
 
-def whole_and_alone(model: Path, address: str, spool: Path, tmp_path: Path) -> None:
+def whole_and_alone(store: Server, model: Path, address: str, spool: Path, tmp_path: Path) -> None:
     """All of an output is at the address, nothing else, nothing in the spool, and no upload."""
     convert(model, tmp_path / "local", to="hf", sync=False, options={"max_shard_size": "50MB"})
     there, local = store.seen(address).objects(), tmp_path / "local"
@@ -411,7 +451,7 @@ def test_the_command_is_killed_at_any_time(store: Server, large: Path, tmp_path:
     assert code == 0, text
     assert not seen.parts()
     seen.clear_uploads()  # of a run that was killed between its uploads and its claim
-    whole_and_alone(large, address, spool, tmp_path)
+    whole_and_alone(store, large, address, spool, tmp_path)
 
 
 def test_the_command_goes_on_elsewhere_once_the_other_machine_is_silent(
@@ -427,7 +467,7 @@ def test_the_command_goes_on_elsewhere_once_the_other_machine_is_silent(
     code, text = first.ended()
     assert code == 0 and "waiting up to 60 s" in text, text
     assert there and troubled.seen["send"] < 7
-    whole_and_alone(large, address, tmp_path / "b", tmp_path)
+    whole_and_alone(store, large, address, tmp_path / "b", tmp_path)
 
 
 def test_the_command_leaves_one_that_lives_alone(
@@ -452,7 +492,7 @@ def test_the_command_leaves_one_that_lives_alone(
     assert str(first.process.pid) in text, text
     slow.set()
     assert first.ended()[0] == 0
-    whole_and_alone(large, address, tmp_path / "a", tmp_path)
+    whole_and_alone(store, large, address, tmp_path / "a", tmp_path)
 
 
 def limit(monkeypatch: pytest.MonkeyPatch) -> None:

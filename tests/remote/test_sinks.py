@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError, U
 from ckpt_core.receipt.places import RECEIPT
 from ckpt_core.storage.bytes.remote import ranges, stores, writable
 from ckpt_core.storage.bytes.remote.objects import Hiccup
+from ckpt_core.storage.bytes.remote.writing import Body
 from ckpt_core.storage.bytes.space import drops_space
 from ckpt_tests import tiny
 from ckpt_tests.bucket import Bucket
@@ -651,10 +653,21 @@ def test_other_schemes_are_refused_by_name(model: Path, address: str, words: str
 
 
 def test_a_bucket_alone_is_no_destination(model: Path) -> None:
-    for address in ("s3://bucket", "s3://bucket/"):
+    for address, kind in (("s3://one", "bucket"), ("s3://one/", "bucket"), ("az://one", "container")):
         code, text = ckpt("convert", model, address, "--to", "hf")
-        assert code == 2 and "names a bucket, and no folder" in text, text
-        assert "fix: give the output a name: s3://bucket/NAME" in text
+        assert code == 2 and f"names a {kind}, and no folder" in text, text
+        assert f"fix: give the output a name: {address.rstrip('/')}/NAME" in text
+
+
+def test_a_part_has_one_owner(tmp_path: Path) -> None:
+    """azure-core copies requests that failed, with their bodies."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    body = Body(str(tmp_path / "file"), 2, 6)
+    assert copy.deepcopy(body) is body and body.read() == b"234567"
+    body.close()
+    body.seek(0)
+    with pytest.raises(ValueError, match="closed"):
+        body.read()
 
 
 @pytest.mark.parametrize("path", ["/a/../b", "/a//b", "//a", "/./a", "/a\nb", "/a/.."])

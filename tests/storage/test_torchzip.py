@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextvars
 import io
 import os
 import pickle
@@ -10,21 +11,27 @@ import struct
 import tracemalloc
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.dtypes import BY_NAME, BY_TORCH
+from ckpt_core.storage.pickle.limits import Limits
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.torch import reading
+from ckpt_core.storage.torch import alike, reading
 from ckpt_core.storage.torch.reading import read_torch_file
 from ckpt_core.storage.torch.tensors import StoredStorage
 
 DTYPES = sorted(BY_TORCH)
+
+T = TypeVar("T")
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -261,12 +268,18 @@ def test_a_pickle_that_was_read_before_is_not_read_again(tmp_path, monkeypatch):
         read_torch_file(tmp_path / "damaged")
 
 
+def without_checksums(save: Callable[[], T]) -> T:
+    """What `save` returns, while torch writes zip archives without CRC32. Torch keeps the option in a context variable."""
+
+    def in_a_copy() -> T:
+        torch.serialization.set_crc32_options(False)
+        return save()
+
+    return contextvars.copy_context().run(in_a_copy)
+
+
 def test_files_without_checksums(tmp_path):
-    torch.serialization.set_crc32_options(False)
-    try:
-        torch.save({"w": torch.ones(3)}, tmp_path / "model.pt")
-    finally:
-        torch.serialization.set_crc32_options(True)
+    without_checksums(lambda: torch.save({"w": torch.ones(3)}, tmp_path / "model.pt"))
     assert_same(read_torch_file(tmp_path / "model.pt"), {"w": torch.ones(3)})
 
 
@@ -571,3 +584,105 @@ def test_real_checkpoints():
         assert_same(found, loaded)
         compared += 1
     assert compared > len(paths) // 2
+
+
+class TestAlike:
+    """Files in a file that look like one that was read: told by `alike`, or by the readers themselves, they say the same."""
+
+    @staticmethod
+    def many(folder: Path, count: int = 6) -> tuple[Path, list[tuple[int, int]]]:
+        """Torch files of tensors of two shapes one behind the other, as in a `.distcp`, and where each lies."""
+        path, places = folder / "__0_0.distcp", []
+        with open(path, "wb") as file:
+            for number in range(count):
+                buffer, shape = io.BytesIO(), (5, 3) if number % 3 else (3, 5)
+                torch.save(torch.arange(15, dtype=torch.bfloat16).reshape(shape) + number, buffer)
+                places.append((file.tell(), len(buffer.getvalue())))
+                file.write(buffer.getvalue())
+        return path, places
+
+    @staticmethod
+    def outcome(path: Path, start: int, length: int) -> object:
+        try:
+            return read_torch_file(path, start, length)
+        except FormatError as error:
+            return str(error)
+
+    def both(self, path: Path, place: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> tuple[object, object]:
+        """What is said of a file with all that was remembered, and without."""
+        told = self.outcome(path, *place)
+        with monkeypatch.context() as patch:
+            patch.setattr(alike, "_FORMS", {})
+            patch.setattr(reading, "_ALIKE", {})
+            return told, self.outcome(path, *place)
+
+    @pytest.fixture(autouse=True)
+    def nothing_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(alike, "_FORMS", {})
+        monkeypatch.setattr(reading, "_ALIKE", {})
+
+    def test_most_are_told_from_the_first(self, tmp_path, monkeypatch):
+        path, places = self.many(tmp_path)
+        whole = []
+        read = reading._ZipFile.read
+        monkeypatch.setattr(reading._ZipFile, "read", lambda *given: whole.append(1) or read(*given))
+        found = [read_torch_file(path, *place) for place in places]
+        assert len(whole) < len(places)
+        for number, (stored, (start, length)) in enumerate(zip(found, places, strict=True)):
+            again = torch.load(io.BytesIO(path.read_bytes()[start : start + length]))
+            assert again[0, 0] == number
+            assert_same(stored, again)
+            assert stored.record.crc == zipfile.crc32(
+                path.read_bytes()[stored.record.offset : stored.record.offset + stored.record.size]
+            )
+        assert all(self.both(path, place, monkeypatch) == (one, one) for one, place in zip(found, places, strict=True))
+
+    def test_every_byte_that_differs_is_seen(self, tmp_path, monkeypatch):
+        """Each byte of a file is changed, one after the other."""
+        path, places = self.many(tmp_path, 3)
+        for place in places:
+            read_torch_file(path, *place)
+        assert alike._FORMS
+        start, length = places[1]
+        data = path.read_bytes()
+        told = set()
+        for at in range(length):
+            (tmp_path / "changed").write_bytes(
+                data[: start + at] + bytes([data[start + at] ^ 1]) + data[start + at + 1 :]
+            )
+            mine, theirs = self.both(tmp_path / "changed", places[1], monkeypatch)
+            assert mine == theirs, at
+            told.add(type(mine))
+        assert told == {str, StoredTensor}
+
+    @settings(max_examples=150, deadline=None)
+    @given(data=st.data())
+    def test_damage_is_told_alike(self, tmp_path_factory, data):
+        folder = tmp_path_factory.mktemp("alike")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            path, places = self.many(folder, 3)
+            for place in places:
+                read_torch_file(path, *place)
+            damaged = bytearray(path.read_bytes())
+            start, length = places[data.draw(st.integers(0, 2))]
+            for _ in range(data.draw(st.integers(1, 5))):
+                at = start + data.draw(st.integers(0, length - 1))
+                size = data.draw(st.sampled_from((1, 1, 4)))
+                damaged[at : at + size] = data.draw(st.binary(min_size=size, max_size=size))
+            moved = data.draw(st.sampled_from((0, 0, 0, 1, -1)))
+            path.write_bytes(damaged)
+            mine, theirs = self.both(path, (start, length + moved), monkeypatch)
+            assert mine == theirs
+
+    def test_without_checksums(self, tmp_path, monkeypatch):
+        path, places = without_checksums(lambda: self.many(tmp_path))
+        for place in places:
+            mine, theirs = self.both(path, place, monkeypatch)
+            assert mine == theirs and mine.record is None
+
+    def test_a_file_that_is_a_tar_in_gzip_is_read_by_whoever_inflates_it(self, tmp_path, monkeypatch):
+        path, places = self.many(tmp_path)
+        for place in places:
+            read_torch_file(path, *place)
+        monkeypatch.setattr(alike, "holds_tar_in_gzip", lambda file: True)
+        assert alike.known(str(path), *places[1], Limits()) is None

@@ -14,30 +14,26 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_core.architecture import Architecture
 from ckpt_core.arguments import OptionValue, check_count, check_format, options_of, path_of, size_of
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
+from ckpt_core.company.vocabulary import with_sound_tokenizer
 from ckpt_core.config import TableError
 from ckpt_core.description import Fragment
-from ckpt_core.diagnosis import absent, broken_off, diagnosis
-from ckpt_core.engine.executors import fitted
+from ckpt_core.diagnosis import absent, broken_off, check_expanded, diagnosis
 from ckpt_core.engine.pieces import Transfer, pieces, uncut
 from ckpt_core.engine.plan import Plan, make_plan
 from ckpt_core.engine.records import RecordSums, watched
-from ckpt_core.engine.run import Listener, Progress, run_plan
-from ckpt_core.engine.transfer import digests_of, run_transfer
-from ckpt_core.errors import CkptError, NotCarried, Refusal, UsageError
+from ckpt_core.errors import CkptError, NotCarried, Refusal, UsageError, did_you_mean, nearest
 from ckpt_core.launch import Launch
 from ckpt_core.ledger import OPTIMIZER
-from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.plugins.discovery import Plugin, all_plugins, check_returned, detect, launched, require
 from ckpt_core.plugins.installed import format_names
-from ckpt_core.plugins.request import ReadRequest, WriteRequest
+from ckpt_core.plugins.request import Option, ReadRequest, WriteRequest
 from ckpt_core.plugins.values import typed_options
 from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt, find_receipt
@@ -50,7 +46,13 @@ from ckpt_core.storage.dtypes import DType, written_dtype
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.digest import HASHES, VERSION, Digests
 from ckpt_core.tensors.digest import fingerprint as combine
-from ckpt_core.tensors.source import SourceFiles
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ckpt_core.engine.run import Listener
+    from ckpt_core.opened import OpenCheckpoint
+    from ckpt_core.tensors.source import SourceFiles
 
 _CHUNK_BYTES = 4 << 20
 _FEW = 1 << 20  # bytes: fewer are read before threads have been started
@@ -96,6 +98,8 @@ def config_architecture(path: str | None) -> Architecture | None:
     """The architecture in a config file, for `--config`."""
     if path is None:
         return None
+    if not os.path.exists(path):
+        raise absent(path)
     for plugin in all_plugins():
         if plugin.broken is None:
             architecture = plugin.hooks.ckpt_architecture(path=path)
@@ -297,6 +301,8 @@ def open_checkpoint(
     `keep` the state of the training is opened too: `NotCarried` says why it can't be. `auto` opens it where it can be.
     Raises `UsageError` for a wrong argument, `FormatError` for damaged files, and `CkptError` for what can't be read.
     """
+    from ckpt_core.opened import OpenCheckpoint
+
     return OpenCheckpoint(
         read_checkpoint(
             path, format=format, config=config, options=options, weights=weights, training_state=training_state
@@ -317,6 +323,12 @@ def split_options(given: Mapping[str, str], source: Plugin, target: Plugin) -> t
             sides[side][rest] = value
             continue
         owners = [side for side in sides if name in known[side]]
+        if not owners and nearest(name, known["src"]) and not nearest(name, known["dst"]):
+            raise UsageError(
+                f"neither {source.name} (source) nor {target.name} (target) has an option {name!r}",
+                expected=", ".join(sorted(known["src"] | known["dst"])),
+                fix=did_you_mean(name, known["src"]),
+            )
         if len(owners) == 2:
             raise UsageError(
                 f"both {source.name} (source) and {target.name} (target) have an option {name!r}",
@@ -324,6 +336,62 @@ def split_options(given: Mapping[str, str], source: Plugin, target: Plugin) -> t
             )
         sides[owners[0] if owners else "dst"][name] = value
     return sides["src"], sides["dst"]
+
+
+def check_asked(
+    *,
+    to: str,
+    format: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    tp: int | None = None,
+    pp: int | None = None,
+    ep: int | None = None,
+    options: Mapping[str, OptionValue] | None = None,
+    training_state: str | None = None,
+    **_: object,
+) -> None:
+    """Raise what is wrong with arguments of `convert`, whatever the source is: for those who wait for one.
+
+    Without a `format` an option may be that of any reader.
+    """
+    writer, given = writer_of(to, {"tp": tp, "pp": pp, "ep": ep}), options_of(options)
+    _state_wanted(writer, training_state)
+    if config is not None:
+        config_architecture(_config_file(localised(path_of(config, "config"))))
+    if format is not None:
+        reader = require(format)
+        read, write = split_options(given, reader, writer)
+        typed_options(reader.info, read, "read")
+        typed_options(writer.info, write, "write")
+        return
+    own = {option.name for option in writer.info.options if option.side != "read"}
+    for key, value in given.items():
+        side, _dot, name = key.rpartition(".")
+        reads = [option for option in _read_options() if option.name == name] if side == "src" or key not in own else []
+        if side == "src" or (side != "dst" and reads):
+            _check_read(name, value, reads)
+        else:
+            typed_options(writer.info, {name if side == "dst" else key: value}, "write")
+
+
+def _read_options() -> list[Option]:
+    """The options of all readers."""
+    working = [plugin for plugin in all_plugins() if plugin.broken is None]
+    return [option for plugin in working for option in plugin.info.options if option.side != "write"]
+
+
+def _check_read(name: str, value: str, options: Sequence[Option]) -> None:
+    """`UsageError` where no format has a read option of this name, or none takes the value."""
+    problem = UsageError(
+        f"no format has a read option {name!r}", fix=did_you_mean(name, {one.name for one in _read_options()})
+    )
+    for option in options:
+        try:
+            option.parse(value)
+            return
+        except UsageError as error:
+            problem = error
+    raise problem
 
 
 def plan_conversion(
@@ -352,6 +420,7 @@ def plan_conversion(
     given = options_of(options)
     place = path_of(dst, "dst")
     if writable(place) is None:  # said before a large source is looked at
+        check_expanded(place)
         place = os.path.abspath(place)
     local = localised(path_of(src, "src"))
     wanted, memory = _wanted(dtype), size_of(max_memory, "max_memory")
@@ -375,6 +444,7 @@ def plan_conversion(
         checkpoint = _read(reader, local, replace(how, training_state="drop"), fact).not_continued(problem)
         checkpoint = checkpoint.in_dtype(request.dtype)
         target = target_of(writer, checkpoint, request)
+    checkpoint = with_sound_tokenizer(checkpoint)
     asked = {
         "to": to,
         **ranks,
@@ -472,6 +542,9 @@ def launch_of(
     launch = target_of(writer, checkpoint, request, resumed=kept).launch
     assert launch is not None  # _is_trained
     launch.check()
+    if place == "DST":
+        said = "DST stands for the converted checkpoint: --at, in Python dst=, says where it lies."
+        launch = replace(launch, notes=(*launch.notes, said))
     return launch
 
 
@@ -517,13 +590,16 @@ def convert(
     `max_memory` is in bytes or a text (`"2GB"`), 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
     checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, each of
     which may then use `max_memory`, and
-    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder`; `spool` is then a folder for what waits to
+    `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder` or `az://container/folder`; `spool` is then a folder for what waits to
     be sent. The others are those of `open_checkpoint`.
 
     Raises `UsageError` for a wrong argument, `Refusal` for what the target can't hold exactly, `FormatError` for damaged
     files and `CkptError` for the rest, with nothing left at `dst`. An interrupted call continues where it was when it is
     repeated.
     """
+    from ckpt_core.engine.executors import fitted
+    from ckpt_core.engine.run import run_plan
+
     plan = plan_conversion(
         src,
         dst,
@@ -559,6 +635,9 @@ def digests(
 
     `version` is that of the digests: another one than the present to compare them with what an older receipt records.
     """
+    from ckpt_core.engine.transfer import digests_of, run_transfer
+    from ckpt_core.tensors.source import SourceFiles
+
     transfers = _whole(watched(checkpoint.tensors))
     if version != 1:  # of which a tensor is one leaf
         transfers = [piece for tensor in transfers for piece in pieces(tensor)]
@@ -600,6 +679,11 @@ def _over(
     listener: Listener | None,
 ) -> list[T]:
     """What `work` finds in each of some transfers, in their order."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ckpt_core.engine.run import Progress
+    from ckpt_core.tensors.source import SourceFiles
+
     source = SourceFiles(checkpoint.files)
     total = sum(transfer.bytes_read for transfer in transfers)
     done = 0

@@ -17,6 +17,8 @@ def path_of(value: str | os.PathLike[str], name: str) -> str:
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(path, str):
         raise UsageError(f"{name} must be a path", found=_shown(value), expected="text, or a pathlib.Path")
+    if not path:
+        raise UsageError(f"{name} is empty", expected="a path", fix="is a variable of the shell not set?")
     return path
 
 

@@ -26,6 +26,7 @@ _SHOWN = 8
 """Names that are told; the others are counted."""
 _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".tmp")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".distcp", ".nemo")
+_UNEXPANDED = "a shell does not expand ~ in quotes, nor Python in a path: write the whole path, or $HOME"
 _CONFIGS = ("config.json", "params.json", "model_config.yaml", "config.yaml", "architecture.json")
 
 
@@ -148,6 +149,13 @@ def _unknown(folder: _Folder, installed: list[str], recognised: Recognised) -> C
     )
 
 
+def check_expanded(path: str) -> None:
+    """Raise for a destination in a `~` that no shell expanded and that is no folder here: nobody wants one of that name."""
+    home = path.split(os.sep)[0]
+    if home.startswith("~") and os.sep in path and not os.path.isdir(home):
+        raise CkptError("the destination's parent folder does not exist", file=home, fix=_UNEXPANDED)
+
+
 def absent(path: str) -> CkptError:
     """The error about a path where nothing is."""
     missing = os.path.abspath(path)
@@ -161,7 +169,7 @@ def absent(path: str) -> CkptError:
     if os.path.islink(path):
         fix = f"it is a link to {os.readlink(path)}, and nothing is there"
     elif path.startswith("~"):
-        fix = "a shell does not expand ~ in quotes: write the whole path, or $HOME"
+        fix = _UNEXPANDED
     elif missing == os.path.abspath(path):
         beside = os.path.dirname(path.rstrip(os.sep))
         fix = None if meant is None else f"did you mean {os.path.join(beside, meant)!r}?"
@@ -191,6 +199,8 @@ def _damaged(folder: _Folder) -> CkptError | None:
             FileState.of(folder.path)
         except FormatError as problem:
             return problem
+        if os.path.isfile(folder.path) and not os.path.getsize(folder.path):
+            return CkptError("the file is empty", file=folder.path, expected="a checkpoint")
         return None
     if not folder.names:
         return CkptError("the folder is empty", file=folder.path, expected="a checkpoint")

@@ -7,7 +7,6 @@ checkpoint in one run, not one after the other.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -149,7 +148,10 @@ class Refusal(CkptError):
 
 
 class NotCarried(Refusal):
-    """The state of a training that can't be carried, where the model can: asked for it is an error, otherwise a loss."""
+    """The state of a training, or its fp32 masters, that is not there or can't be carried, where the model can.
+
+    Asked for, it is this error; otherwise a state that stays behind is a loss.
+    """
 
 
 class WorkerError(CkptError):
@@ -237,6 +239,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     >>> nearest("num_atention_heads", ["num_attention_heads", "hidden_size"])
     'num_attention_heads'
     """
+    import difflib
+
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return close[0] if close else None
 

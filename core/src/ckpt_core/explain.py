@@ -7,6 +7,7 @@ format declares (`ckpt_tables`) adds the keys of its config, and the rows that h
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
@@ -293,6 +294,48 @@ def names_everywhere(parameter: str = "") -> dict[str, dict[str, list[NativeName
                     if name not in names:
                         names.append(name)
     return found
+
+
+def called_so(native: str) -> dict[str, dict[str, list[NativeName]]]:
+    """What `names_everywhere` has of the parameters that any format calls `native`, or by a part of it: `q_proj` or
+    `model.layers.3.self_attn.q_proj.weight`.
+    """
+    wanted = _steps(native)
+    return {
+        canonical: by_format
+        for canonical, by_format in names_everywhere().items()
+        if any(_holds(_steps(name.native), wanted) for names in by_format.values() for name in names)
+    }
+
+
+def _steps(name: str) -> list[str]:
+    """The steps of a native name; whatever is a number there is alike."""
+    return ["#" if step.isdigit() or step.startswith("{") else step for step in name.split(".")]
+
+
+def _holds(steps: list[str], wanted: list[str]) -> bool:
+    return any(steps[at : at + len(wanted)] == wanted for at in range(len(steps)))
+
+
+def near_parameters(parameter: str) -> list[str]:
+    """The canonical parameters that a name that is none may mean, the likeliest first; at most four.
+
+    Each of its steps shortens one of theirs, as `attn.q` does `attention.q.weight`; or it is misspelled.
+    """
+    known, wanted = list(names_everywhere()), without_place(parameter).lower()
+    short = [name for name in known if _shortens(wanted.split("."), name.split("."))]
+    return sorted(short, key=len)[:4] or difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
+
+
+def _shortens(short: Sequence[str], steps: Sequence[str]) -> bool:
+    """Whether each of the short steps has its letters, in order, in one of the steps, one after the other."""
+    rest = iter(steps)
+    return all(any(_abbreviates(one, step) for step in rest) for one in short)
+
+
+def _abbreviates(short: str, word: str) -> bool:
+    letters = iter(word)
+    return bool(short) and short[0] == word[:1] and all(letter in letters for letter in short)
 
 
 def without_place(canonical: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ckpt_core.architecture import Parameter
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.description import Averaged, Description, RankTensors, SavedTraining
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.layout import BoundTables, Native, account
+from ckpt_core.lean import dataclass
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter, ParameterBuilder, Shard, whole
 from ckpt_core.training import EXP_AVG, EXP_AVG_SQ, KINDS, MASTER, Kind, Training, moment_native, moment_of, named

@@ -6,10 +6,11 @@ another model, of the same shapes.
 
 from __future__ import annotations
 
+import enum
 import json
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, Literal
 
 from ckpt_core.errors import Problems, Refusal
 from ckpt_core.lean import dataclass
@@ -23,7 +24,17 @@ __all__ = [
     "override",
 ]
 
-UNKNOWN = object()
+
+class _Unknown(enum.Enum):
+    """What is no value, and stays itself when it is copied or pickled."""
+
+    UNKNOWN = enum.auto()
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+UNKNOWN: Final[Literal[_Unknown.UNKNOWN]] = _Unknown.UNKNOWN
 """The default of an argument that its framework demands, or takes from a file of the user's own."""
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import EllipsisType
 from typing import Any, SupportsIndex
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.architecture import Architecture, Axis
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import did_you_mean

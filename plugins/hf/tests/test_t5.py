@@ -160,14 +160,13 @@ def test_files_of_version_4_are_the_same_model(name: str, made: Callable, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["t5_v1.1", "mt5"])
-def test_a_tied_head_that_version_5_saves_unscaled_is_written_out(name: str, tmp_path: Path) -> None:
+def test_a_tied_head_that_version_5_saves_unscaled_is_written_out(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its files say it with a key, or a class, that version 4 takes otherwise; a second matrix means the same to both."""
     config = {**CASES[name][1]}
-    CASES["tied"] = (CASES[name][0], config, False)
-    try:
-        model = build("tied", tmp_path / "hf")
-    finally:
-        del CASES["tied"]
+    monkeypatch.setitem(CASES, "tied", (CASES[name][0], config, False))
+    model = build("tied", tmp_path / "hf")
     assert "lm_head.weight" not in weights(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "back", to="hf")
     assert config_of(tmp_path / "back")["tie_word_embeddings"] is False

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ckpt_core import open_checkpoint
-from ckpt_core.api import OpenCheckpoint
+from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.reference import Inputs, forward
 from ckpt_tests.goldens import Golden
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ def rank_of(rank: int, world: int) -> Iterator[None]:
     """This process as one rank of a world whose other ranks do not exist."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    hook = sys.excepthook  # torch puts its own in its place, and leaves it there
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
         yield
     finally:
         dist.destroy_process_group()
+        sys.excepthook = hook
 
 
 def part(tensor: torch.Tensor, sizes: Sequence[int], placements: Placements, coordinate: Sequence[int]) -> torch.Tensor:

@@ -198,16 +198,19 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     stash = item.config.stash
     if _FORMATS not in stash:
         stash[_FORMATS], stash[_BEFORE] = Formats(), Process()
-    if "monkeypatch" in item.function.__code__.co_varnames:
+    if isinstance(item, pytest.Function) and "monkeypatch" in item.function.__code__.co_varnames:
         forget()  # what it loads is then what it remembers, whichever tests came before
     return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
-    result = yield
     stash = item.config.stash
-    before, stash[_BEFORE] = stash[_BEFORE], Process()
+    before = stash[_BEFORE]
+    try:
+        result = yield
+    finally:
+        stash[_BEFORE] = Process()
     if found := [*stash[_BEFORE].traces(before, stash[_FORMATS])]:
         pytest.fail("this test leaves a trace in its process:\n" + "\n".join(found), pytrace=False)
     return result

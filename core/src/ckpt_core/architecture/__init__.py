@@ -36,10 +36,11 @@ from ckpt_core.architecture.schema import (
 )
 from ckpt_core.architecture.serial import dumps, from_json, to_json
 from ckpt_core.architecture.validate import rotary_width, validate
+from ckpt_core.lean import dataclass
 
 __all__ = [
     "SCALING_FIELDS", "Activation", "Architecture", "Attention", "Axis", "Classifier", "DeltaNet", "Facts", "Head", "Indexer", "LatentAttention", "Layer", "Mamba",
     "Mlp", "Moe", "Norm", "Parameter", "Patches", "PerLayer", "Pooling", "Positions", "Predictors", "Projector", "RelativeBias", "Rotary", "RotaryKind", "RotaryScaling", "Router",
-    "SharedExpert", "Stack", "Temperature", "Tokens", "Transform", "Vision", "architecture_of", "differing", "dumps", "facts_of", "from_json", "parameters", "rotary_width",
+    "SharedExpert", "Stack", "Temperature", "Tokens", "Transform", "Vision", "architecture_of", "dataclass", "differing", "dumps", "facts_of", "from_json", "parameters", "rotary_width",
     "same_value", "to_json", "validate",
 ]  # fmt: skip

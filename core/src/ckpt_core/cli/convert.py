@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     "--spool",
     type=PATH,
     metavar="DIR",
-    help="The folder where an output that goes to s3:// waits until its parts are whole.  [default: ckpt in the user's caches]",
+    help="The folder where an output that goes to a store waits until its parts are whole.  [default: ckpt in the user's caches]",
 )
 def command(
     src: str,
@@ -102,7 +102,7 @@ def command(
 ) -> None:
     """Convert the checkpoint SRC to DST.
 
-    SRC is a folder, a file, or an address (hf://, s3://, ...); DST is a path, or s3://bucket/folder. Nothing appears at DST before it is
+    SRC is a folder, a file, or an address (hf://, s3://, ...); DST is a path, s3://bucket/folder or az://container/folder. Nothing appears at DST before it is
     complete; an interrupted conversion continues when the same command is repeated.
 
     \b

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import click
 
 from ckpt_core.cli.names import FamilyName, FormatName
 from ckpt_core.cli.output import Page, emit_json, paint, say, table
-from ckpt_core.errors import UsageError, did_you_mean
+from ckpt_core.errors import UsageError
 
 if TYPE_CHECKING:
     from ckpt_core.explain import Explanation, InFormat, NativeName, SaidBy
@@ -23,7 +24,11 @@ _SHOWN = 3
 @click.option(
     "--family", type=FamilyName(), metavar="NAME", help="The model: one of the kit's examples, as llama or moe."
 )
-@click.option("--parameter", metavar="NAME", help="One canonical parameter in every format, as attention.q.weight.")
+@click.option(
+    "--parameter",
+    metavar="NAME",
+    help="One parameter in every format, by our name or that of a format: attention.q.weight, q_proj.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def command(formats: tuple[str, ...], *, family: str | None, parameter: str | None, as_json: bool) -> None:
     """Show what FORMAT calls each tensor and config key of a model, and beside it what OTHER calls them.
@@ -34,12 +39,21 @@ def command(formats: tuple[str, ...], *, family: str | None, parameter: str | No
     \b
     ckpt explain hf megatron --family llama
     ckpt explain --parameter attention.q.weight
+    ckpt explain --parameter model.layers.0.self_attn.q_proj.weight
     """
     from ckpt_core.explain import explain
+    from ckpt_core.plugins.installed import format_names
 
+    for name in formats:
+        if name not in format_names() and os.path.exists(name):
+            raise UsageError(
+                "ckpt explain is asked about formats, and this is a path", file=name, fix="ckpt inspect says what it is"
+            )
     if parameter is not None:
         if formats or family:
-            raise UsageError("--parameter asks about every format and family", fix="leave the others out")
+            raise UsageError(
+                "--parameter asks about every format and family", fix=f"ckpt explain --parameter {parameter}"
+            )
         _show_parameter(parameter, as_json)
         return
     if not 1 <= len(formats) <= 2:
@@ -172,13 +186,14 @@ def _show_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _show_parameter(parameter: str, as_json: bool) -> None:
-    from ckpt_core.explain import names_everywhere
+    from ckpt_core.explain import called_so, names_everywhere, near_parameters
 
-    found = names_everywhere(parameter)
+    found = names_everywhere(parameter) or called_so(parameter)
     if not found:
-        known = list(names_everywhere())
+        near = " or ".join(near_parameters(parameter))
         raise UsageError(
-            f"no format has a parameter {parameter!r}", fix=did_you_mean(parameter, known, "see: ckpt explain ir")
+            f"no parameter is called {parameter!r}, by us or by a format",
+            fix=f"did you mean {near}?" if near else "ckpt explain ir, and with --family, lists ours",
         )
     if as_json:
         emit_json({"parameters": {name: _json_of(by_format) for name, by_format in found.items()}}, "names")

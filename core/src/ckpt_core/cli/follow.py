@@ -132,10 +132,11 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
     ckpt follow run/checkpoints hf --to hf
     */10 * * * *  ckpt follow run/checkpoints hf --to hf --once
     """
-    from ckpt_core.api import writer_of
+    from ckpt_core.api import check_asked
+    from ckpt_core.diagnosis import check_expanded
     from ckpt_core.storage.bytes.remote.writable import writable
 
-    writer_of(str(asked["to"]), {name: asked[name] for name in ("tp", "pp", "ep")})
+    check_asked(**asked)
     if not os.path.isdir(run):
         raise UsageError(
             "a run is a folder of checkpoints on this machine",
@@ -146,6 +147,8 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
         asked["options"] = with_shard_size(asked["options"], str(asked["to"]), shard)
     asked = {name: value for name, value in asked.items() if value is not None}
     if writable(dst, below=True) is None:  # a scheme that is not written is refused
+        check_expanded(dst)
+        _check_place(run, dst)
         os.makedirs(dst, exist_ok=True)
     follower = Follower(run, dst, quiet, asked, patient=not once)
     if not steps_in(run):
@@ -171,6 +174,17 @@ def command(run: str, dst: str, *, every: float, quiet: float, once: bool, as_js
         except OSError as error:  # the disk of the run is not there for now, or the run was moved
             say(f"{run} can't be looked at: {error.strerror}; it is tried again in {every:g} s", err=True)
         time.sleep(every)
+
+
+def _check_place(run: str, dst: str) -> None:
+    """`UsageError` where the outputs can't lie in `dst`, or would be taken for checkpoints of the run."""
+    if os.path.lexists(dst) and not os.path.isdir(dst):
+        raise UsageError("the outputs lie in a folder, and this is a file", file=dst, fix="name a folder, or a new one")
+    place, around = os.path.realpath(dst), os.path.realpath(run)
+    among = os.path.dirname(place) == around and _is_step(os.path.basename(place))
+    if place == around or among:
+        problem = "the outputs would be taken for checkpoints of the run"
+        raise UsageError(problem, file=dst, fix="name a folder outside of it, or one without a number")
 
 
 class Follower:
@@ -325,6 +339,10 @@ class Follower:
                 os.makedirs(self._dst, exist_ok=True)  # whoever removed it wants new ones all the same
             plan = plan_conversion(source, destination, **self._asked)
             receipt = run_plan(plan, destination)
+        except UsageError as problem:
+            if not self._done:  # what is wrong with the first one is wrong with the command
+                raise
+            return _failed(problem)
         except BeingWritten:  # by another follower: the next look finds its receipt
             return {"state": "waiting", "why": "another run is writing it"}
         except (CkptError, OSError) as problem:
@@ -387,9 +405,13 @@ def _mark(run: str, name: str) -> tuple[int, int]:
 def steps_in(run: str) -> list[str]:
     """The names of the checkpoints in a run, in the order of their numbers."""
     found = {name for folder in (run, *_rank_folders(run)) for name in os.listdir(folder)}
-    names = [name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in _STEPS)]
-    names = [name for name in names if not any(fnmatch.fnmatch(name, mark) for mark in _UNFINISHED)]
-    return sorted(names, key=lambda name: (number_of(name) or 0, name))
+    return sorted(filter(_is_step, found), key=lambda name: (number_of(name) or 0, name))
+
+
+def _is_step(name: str) -> bool:
+    """Whether a name is that of a checkpoint, and of a finished one."""
+    marked = any(fnmatch.fnmatch(name, mark) for mark in _UNFINISHED)
+    return not marked and any(fnmatch.fnmatch(name, pattern) for pattern in _STEPS)
 
 
 def places_of(run: str, name: str) -> list[str]:

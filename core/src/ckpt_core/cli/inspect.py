@@ -50,6 +50,8 @@ def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | No
     ckpt inspect model --stats --html model.html
     """
     from ckpt_core.api import read_model_or_fragment
+    from ckpt_core.company.vocabulary import with_sound_tokenizer
+    from ckpt_core.storage.bytes.remote.schemes import scheme_of
 
     with announced("reading headers"):
         checkpoint = read_model_or_fragment(src, training_state="auto", **asked)
@@ -58,6 +60,9 @@ def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | No
             raise checkpoint[2].lacks
         _show_fragment(src, *checkpoint, as_json=as_json)
         return
+    complete = whole or as_json or html is not None
+    if complete or scheme_of(src) is None:  # in a store, the tokenizer is megabytes to fetch
+        checkpoint = with_sound_tokenizer(checkpoint)
     if html is not None:
         page = _page()
         page.check_page_file(html, src, checkpoint)  # before everything is read for nothing
@@ -68,7 +73,7 @@ def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | No
         with progress("reading") as listener:
             statistics = statistics_of(checkpoint, listener=listener)
     survey = Survey(checkpoint, src, statistics)
-    if whole or as_json or html is not None:
+    if complete:
         with announced("asking every format"):
             _ = survey.futures
     if html is not None:
@@ -162,7 +167,9 @@ def show(survey: Survey, *, whole: bool) -> None:
     page.say("path", survey.src)
     page.say("format", f"{checkpoint.format}{parallel_text(checkpoint.parallel)}")
     page.say("because", *checkpoint.provenance.evidence[: None if whole else 1])
-    page.say("files", f"{plural(len(checkpoint.files), 'file')}, {size_text(survey.bytes)}")
+    counted = survey.files.total() if whole else len(checkpoint.files)
+    of_all = f", of the {counted:,} that the ledger counts" if counted != len(checkpoint.files) else ""
+    page.say("files", f"{plural(len(checkpoint.files), 'file')}, {size_text(survey.bytes)}{of_all}")
     for label, text in describe(checkpoint.architecture):
         page.say(label, text)
     page.say(

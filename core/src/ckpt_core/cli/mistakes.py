@@ -21,6 +21,11 @@ _CALLED = {
     "--num-workers": "--workers",
     "--force": "--overwrite",
 }
+# What other programs have an option for, and we a place on the command line.
+_PLACES = {
+    "SRC": ("--src", "--source", "--input", "--model", "--checkpoint", "--path", "--load", "--i"),
+    "DST": ("--dst", "--destination", "--output", "--out", "--target", "--save", "--outfile", "--output-dir"),
+}
 
 
 def named(parameter: click.Parameter | None) -> str:
@@ -51,6 +56,12 @@ class OneOf(click.Choice):
 def as_ours(error: click.ClickException) -> UsageError:
     """An error of click, as a `UsageError` with the parts that all errors have."""
     context = error.ctx if isinstance(error, click.UsageError) else None
+    if isinstance(error, click.BadOptionUsage):
+        takes_one = error.message.endswith("requires an argument.")
+        return UsageError(
+            f"{error.option_name} {'wants a value behind it' if takes_one else 'is a switch, and takes no value'}",
+            fix="--help lists what each option takes" if takes_one else f"say {error.option_name} alone",
+        )
     if context is None:
         return UsageError(_sentence(error.format_message()))
     shown = " ".join(context.get_usage().split()).removeprefix("Usage: ")
@@ -87,9 +98,25 @@ def _meant(name: str, context: click.Context) -> str | None:
     long = name if name.startswith("--") else "-" + name
     if long in options:
         return f"did you mean {long!r}?"
+    positional = next(
+        (one for one in parameters if isinstance(one, click.Argument) and long in _PLACES.get(named(one), ())), None
+    )
+    if positional is not None:
+        usage = " ".join(named(one) for one in parameters if isinstance(one, click.Argument))
+        return f"{named(positional)} has no option: {context.command_path} {usage}"
     called = {ours: ours for ours in options} | {one: ours for one, ours in _CALLED.items() if ours in options}
-    meant = called.get(long.replace("_", "-")) or nearest(name, called)
+    exact = called.get(long.replace("_", "-"))
+    if exact is None and "-o" in options and (owners := _owners(long)):
+        return f"-o {long[2:].replace('-', '_')}=... is an option of {owners}"
+    meant = exact or nearest(name, called)
     return f"did you mean {called[meant]!r}?" if meant else f"{context.command_path} --help lists them"
+
+
+def _owners(long: str) -> str:
+    """The formats that have an option which is given as one of the command line."""
+    from ckpt_core.plugins.values import owners_of
+
+    return ", ".join(owners_of(long[2:].replace("-", "_"), "read", "write"))
 
 
 def _sentence(text: str) -> str:

@@ -29,6 +29,11 @@ class FormatName(click.ParamType):
 
         return tuple(format_names())
 
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value.startswith("-"):  # the next option, as the format was forgotten
+            self.fail(f"{value!r} is no format", param, ctx)
+        return value
+
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from ckpt_core.plugins.installed import format_names
 

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Loss
     from ckpt_core.cli.stand_in import StandIn
     from ckpt_core.launch import Launch
+    from ckpt_core.ledger import Entry, Fate
     from ckpt_core.plugins.discovery import Plugin
     from ckpt_core.tensors.assembly import LazyParameter
     from ckpt_core.verify.statistics import Statistics
 
+_FATES: tuple[Fate, ...] = ("used", "carried", "left")
 GROUPS = ("embedding", "positions", "attention", "mlp", "experts", "norms", "head", "classifier", "predictors", "other")
 
 
@@ -97,14 +99,32 @@ class Survey:
     @property
     def ledger_lines(self) -> list[str]:
         """How many files and keys of the source are used, carried and left; what is left is among the losses by name."""
-        files, keys = Counter[str](), Counter[str]()
-        for entry in self.checkpoint.ledger:
-            (keys if entry.key else files)[entry.fate] += 1 if entry.key else entry.files
+        files = self.files
+        keys: Counter[Fate] = Counter(entry.fate for entry in self.checkpoint.ledger if entry.key)
         return [
-            f"{fate}: {plural(files[fate], 'file')}, {plural(keys[fate], 'key')}"
-            for fate in ("used", "carried", "left")
-            if files[fate] or keys[fate]
+            f"{plural(counts.total(), what)}{where}: "
+            + ", ".join(f"{counts[fate]:,} {fate}" for fate in _FATES if counts[fate])
+            for what, where, counts in (("file", "", files), ("key", " in them", keys))
+            if counts
         ]
+
+    @functools.cached_property
+    def files(self) -> Counter[Fate]:
+        """The files of the source by what became of them, each counted once: a file of which only keys are known is used if one of them is."""
+        whole: dict[str, Entry] = {}
+        inside: dict[str, set[Fate]] = {}
+        for entry in self.checkpoint.ledger:
+            if entry.key:
+                inside.setdefault(entry.file, set()).add(entry.fate)
+            else:
+                whole[entry.file] = entry
+        alone = (  # and not the folder of a checkpoint whose keys lie in many files
+            file for file in inside.keys() - whole.keys() if not any(one.startswith(file + os.sep) for one in whole)
+        )
+        counts: Counter[Fate] = Counter(next(fate for fate in _FATES if fate in inside[file]) for file in alone)
+        for entry in whole.values():
+            counts[entry.fate] += entry.files
+        return counts
 
     @functools.cached_property
     def not_finite(self) -> dict[str, Statistics]:

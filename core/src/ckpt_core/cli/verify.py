@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -99,6 +100,8 @@ def command(
     from ckpt_core.storage.bytes.remote import localised
     from ckpt_core.verify.conversion import verify
 
+    if logits or prompt or plot or row_parallel:
+        _check_run(prompt, plot)
     place = localised(dst)
     recorded = find_receipt(place)
     to = to or (recorded.format if recorded else None)
@@ -155,6 +158,18 @@ def command(
             show_row_parallel(summed)
         say(paint("verified", "green") if passed else paint("different", "red"))
     return 0 if passed else 3
+
+
+def _check_run(prompt: str | None, plot: str | None) -> None:
+    """Raise what keeps models from being run and drawn, before every tensor is compared: that may take hours."""
+    if find_spec("torch") is None:
+        raise CkptError("running a model needs torch", fix=_TORCH)
+    if prompt is not None:
+        _token_ids(prompt)
+    if plot is not None:
+        from ckpt_core.verify.plot import check_plot
+
+        check_plot(plot)
 
 
 def verdict_json(

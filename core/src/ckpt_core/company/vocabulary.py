@@ -72,6 +72,24 @@ def with_vocabulary(checkpoint: Checkpoint, vocabulary: int) -> Checkpoint:
     return replace(checkpoint, architecture=architecture, tensors=tensors, training=training)
 
 
+def with_sound_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint`, with a loss that says so where its tokenizer has ids that its vocabulary does not have.
+
+    Such a tokenizer goes along all the same: the wild has models whose added tokens never got a row. It reads the
+    tokenizer's files whole, which takes a quarter of a second for 128k tokens, so it is for those who show the losses.
+    """
+    tokens = checkpoint.architecture.tokens
+    count = None if tokens is None else _count(checkpoint)
+    if tokens is None or count is None or count <= tokens.vocabulary:
+        return checkpoint
+    reason = (
+        f"its ids go up to {count - 1}, and those of the vocabulary to {tokens.vocabulary - 1}: a text with a token beyond it "
+        "makes a framework fail, or reads a row of padding. Is it another model's? Then put the right one there. Were tokens "
+        "added to it? Then give them rows first, with resize_token_embeddings of transformers"
+    )
+    return checkpoint.because(losses=[Loss("assumed", "that the tokenizer is the model's", reason)])
+
+
 def _count(checkpoint: Checkpoint) -> int | None:
     """How many tokens the tokenizer among the companions has; a damaged one says nothing."""
     try:

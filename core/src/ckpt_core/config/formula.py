@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
@@ -45,14 +44,16 @@ class Formula:
         return ast.parse(self.text, mode="eval").body
 
     def __post_init__(self) -> None:
-        _evaluate(self._tree, dict.fromkeys(self.names, 1))
+        _evaluate(self._tree, dict.fromkeys(self.names, 1), int)  # an error here names what a formula cannot have
 
     def of(self, config: Mapping[str, Any]) -> Any:
         """The value, for the keys of a config, each a positive whole number; None if one of them is absent or null."""
         if any(config.get(name) is None for name in self.names):
             return None
         given = {name: checked(name, config[name], whole) for name in self.names}
-        value = _evaluate(self._tree, given)
+        from fractions import Fraction
+
+        value = _evaluate(self._tree, given, Fraction)
         if self.rounding == "none":
             return float(value)
         if self.rounding == "exact" and value != int(value):
@@ -75,14 +76,14 @@ def _names(node: ast.expr) -> list[str]:
     return []
 
 
-def _evaluate(node: ast.expr, given: Mapping[str, Any]) -> Any:
+def _evaluate(node: ast.expr, given: Mapping[str, Any], number: Callable[[int], Any]) -> Any:
     match node:
         case ast.BinOp(left=left, right=right, op=op) if type(op) in _OPERATIONS:
-            return _OPERATIONS[type(op)](_evaluate(left, given), _evaluate(right, given))
+            return _OPERATIONS[type(op)](_evaluate(left, given, number), _evaluate(right, given, number))
         case ast.Constant(value=int() as value) if not isinstance(value, bool):
-            return Fraction(value)
+            return number(value)
         case ast.Constant(value=float() as value):
             return value
         case ast.Name() | ast.Attribute():
-            return Fraction(given[ast.unparse(node)])
+            return number(given[ast.unparse(node)])
     raise ValueError(f"a formula cannot have {ast.unparse(node)!r}")

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from ckpt_core.engine.pieces import Transfer
-from ckpt_core.engine.transfer import Result, checksum_name
+from ckpt_core.engine.results import Result
+from ckpt_core.engine.transfer import checksum_name
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import pwrite_all, written
 from ckpt_core.storage.bytes.output import Checksum, OutputFile

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from ckpt_core.engine.plan import Plan
-from ckpt_core.engine.spool import Spool
 from ckpt_core.engine.staging import Staging, is_empty_folder
 from ckpt_core.errors import CkptError, UsageError
 from ckpt_core.lean import dataclass
@@ -25,6 +24,8 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
     """Refuse to write over the source, to touch what exists (without `overwrite`), and ever to replace what is not a checkpoint."""
     store = writable(destination)
     if store is not None:
+        from ckpt_core.engine.spool import Spool
+
         Spool(store, destination, plan).check(overwrite)
         return
     real = os.path.realpath(destination)
@@ -141,6 +142,9 @@ def _foreign(path: str) -> list[str]:
     return [place_text(entry.file, path) for entry in ledger.sorted() if entry.what == UNKNOWN_FILE.what]
 
 
+_MORE_ROOM = "make room there, or write to another disk; what is at the destination stays until the new output is whole"
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """The bytes that an output still needs, and those that are free where it goes, on the file system at `mount`."""
@@ -148,9 +152,7 @@ class Room:
     needed: int
     free: int
     mount: str
-    fix: str = (
-        "make room there, or write to another disk; what is at the destination stays until the new output is whole"
-    )
+    fix: str = _MORE_ROOM
 
     @property
     def missing(self) -> int:
@@ -177,9 +179,8 @@ def room_for(plan: Plan, destination: str, spool: str | None = None) -> Room | N
     free = free_space(os.path.dirname(staging.folder))
     if free is None:
         return None
-    if isinstance(staging, Spool):
-        return Room(max(0, staging.most_held - staging.taken), *free, fix="name a folder on another disk with --spool")
-    return Room(max(0, plan.bytes_written - staging.taken), *free)
+    fix = "name a folder on another disk with --spool" if staging.spooled else _MORE_ROOM
+    return Room(max(0, staging.most_held - staging.taken), *free, fix)
 
 
 def check_spool(destination: str, spool: str | None) -> None:
@@ -196,4 +197,8 @@ def staging_at(destination: str, plan: Plan, sync: bool = True, spool: str | Non
     """Where the output of a plan lies until it is whole: beside the destination or, if that is the address of a store, in the folder `spool`."""
     store = writable(destination)
     check_spool(destination, spool)
-    return Staging(destination, plan, sync) if store is None else Spool(store, destination, plan, spool)
+    if store is None:
+        return Staging(destination, plan, sync)
+    from ckpt_core.engine.spool import Spool
+
+    return Spool(store, destination, plan, spool)

@@ -20,18 +20,19 @@ from concurrent.futures import (
     Future,
     wait,
 )
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ckpt_core.engine import marks
 from ckpt_core.engine.cluster import Cluster
 from ckpt_core.engine.judging import Done, Fault, Judge
 from ckpt_core.engine.pages import write_edges
 from ckpt_core.engine.pieces import Transfer
+from ckpt_core.engine.results import Result
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.threads import Finished
-from ckpt_core.engine.transfer import Result
 from ckpt_core.engine.worker import Run, Task, look, perform
 from ckpt_core.errors import CkptError, Lines, WorkerError
+from ckpt_core.lean import dataclass
 from ckpt_core.tensors.source import SourceFiles
 
 _FIRST = 30.0  # seconds for the first results: on a cluster processes are started, and import

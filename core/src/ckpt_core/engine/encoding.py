@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import Tile
 from ckpt_core.lean import dataclass
@@ -23,7 +22,9 @@ from ckpt_core.storage.tensor import Operand, Quantised, Quantiser
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.boxes import Box, tile_view
 from ckpt_core.tensors.quantised import decoded
-from ckpt_core.tensors.source import SourceFiles
+
+if TYPE_CHECKING:
+    from ckpt_core.tensors.source import SourceFiles
 
 _GROUP = 1 << 18
 """About how many values are encoded together, where fewer rows share a scale."""

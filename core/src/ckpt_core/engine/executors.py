@@ -6,18 +6,16 @@ Other processes and machines open the files themselves, so they must see the sam
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
-from ckpt_core.engine.cluster import Cluster
 from ckpt_core.engine.plan import Plan
 from ckpt_core.errors import CkptError, UsageError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from multiprocessing.context import BaseContext
 
 _HOST_AND_PORT = re.compile(
@@ -66,6 +64,10 @@ def fitted(plan: Plan, executor: Executor | None, whole: bool) -> Plan:
 
     If a process carries out several transfers at a time, each transfer gets its share of the memory.
     """
+    if executor is None:
+        return plan
+    from ckpt_core.engine.cluster import Cluster
+
     if not isinstance(executor, Cluster):
         return plan
     return plan.spread(max(1, executor.size) if whole else plan.workers, executor.threads, whole)
@@ -113,6 +115,8 @@ def _dask(workers: int, address: str | None) -> Iterator[Executor]:
 @contextlib.contextmanager
 def _quiet(*loggers: str) -> Iterator[None]:
     """Keep a library's log from the terminal: for a lost scheduler it prints 37 lines of tracebacks, and our error says it in one."""
+    import logging
+
     before = {logger: logger.level for logger in map(logging.getLogger, loggers)}
     for logger in before:
         logger.setLevel(logging.CRITICAL)
@@ -129,6 +133,8 @@ def _ray(workers: int, address: str | None) -> Iterator[Executor]:
         import ray
     except ImportError:
         raise _missing("ray", "ray") from None
+    import logging
+
     from ckpt_core.engine.ray_cluster import RayCluster
 
     mine = not ray.is_initialized()

@@ -16,9 +16,10 @@ from pathlib import Path
 from ckpt_core.engine import marks
 from ckpt_core.engine.pages import Edge
 from ckpt_core.engine.pieces import Transfer
+from ckpt_core.engine.results import Result
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.staging import KEPT, TOKEN
-from ckpt_core.engine.transfer import Result, run_transfer
+from ckpt_core.engine.transfer import run_transfer
 from ckpt_core.engine.worker import Report, Sample
 from ckpt_core.errors import CkptError, FormatError, WorkerError
 from ckpt_core.lean import dataclass

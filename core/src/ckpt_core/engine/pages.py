@@ -13,8 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.layout import Tile
 from ckpt_core.lean import dataclass
@@ -70,18 +69,16 @@ class Pages:
 
         `path` is that of the output file.
         """
-        runs = self._runs.get(path, _NONE)
-        if runs is None:
-            return start, stop
-        number = int(np.searchsorted(runs[:, 0], start, "right")) - 1
         first, end = start, stop
-        if number >= 0 and stop <= runs[number, 1]:
-            first, end = int(runs[number, 0]), int(runs[number, 1])
+        if path in self._runs:
+            runs = self._runs[path]
+            if runs is None:
+                return start, stop
+            number = int(np.searchsorted(runs[:, 0], start, "right")) - 1
+            if number >= 0 and stop <= runs[number, 1]:
+                first, end = int(runs[number, 0]), int(runs[number, 1])
         low, high = max(start, -(-first // PAGE) * PAGE), min(stop, end // PAGE * PAGE)
         return (low, high) if low < high else (start, start)
-
-
-_NONE = np.zeros((0, 2), np.int64)
 
 
 def runs_of(tile: Tile, offset: int, itemsize: int) -> np.ndarray | None:

@@ -13,7 +13,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from blake3 import blake3
 
@@ -29,6 +29,7 @@ from ckpt_core.engine.records import watched
 from ckpt_core.engine.weaving import others_of, strands
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Add, Scale
+from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.home import Home

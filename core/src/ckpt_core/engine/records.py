@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import Link
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.tensor import Record
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart
-from ckpt_core.tensors.source import SourceFiles
+
+if TYPE_CHECKING:
+    from ckpt_core.tensors.source import SourceFiles
 
 _PRIME = (1 << 61) - 1
 _BASE = 0x1B9E3779B97F4A7C % _PRIME

@@ -24,19 +24,16 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 from ckpt_core import __version__
 from ckpt_core.engine.marks import MARK
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.plan import Plan
+from ckpt_core.engine.results import Result
 from ckpt_core.engine.states import STATES, write_states
-from ckpt_core.engine.transfer import Result
 from ckpt_core.errors import BeingWritten, CkptError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
@@ -336,6 +333,11 @@ class Staging:
         return os.path.join(self.out, relative)
 
     @property
+    def most_held(self) -> int:
+        """The most bytes that lie there at a time: all of the output."""
+        return self._plan.bytes_written
+
+    @property
     def taken(self) -> int:
         """The bytes of disk that the files of an earlier run take: they need no more space."""
         total = 0
@@ -467,6 +469,8 @@ def is_empty_folder(path: str) -> bool:
 
 def _owner_of_new_files(folder: str) -> int:
     """The owner of new files in a folder: on some network file systems it is not the user who makes them."""
+    import tempfile
+
     probe = tempfile.mkdtemp(prefix=".ckpt-", dir=folder)
     try:
         return os.lstat(probe).st_uid
@@ -477,6 +481,8 @@ def _owner_of_new_files(folder: str) -> int:
 def _remove(path: str) -> None:
     """Remove a file or a folder, if it is there."""
     if os.path.isdir(path) and not os.path.islink(path):
+        import shutil
+
         shutil.rmtree(path)
     elif os.path.lexists(path):
         os.unlink(path)
@@ -507,5 +513,7 @@ def _sync_all(paths: Iterable[str], sync: Callable[[str], None]) -> None:
 
     Several syncs at once share a commit of the file system; one after the other, each would wait for its own.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(_SYNCS, "sync") as pool:
         list(pool.map(sync, paths))

@@ -7,7 +7,8 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from ckpt_core.engine.pieces import Transfer
-from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
+from ckpt_core.engine.results import Result
+from ckpt_core.engine.transfer import TargetFiles, run_transfer
 from ckpt_core.tensors.source import SourceFiles
 
 _FEW = 1 << 20  # bytes: fewer are moved before threads have been started

@@ -10,13 +10,12 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.engine.encoding import Encoder, Stored
 from ckpt_core.engine.pieces import StoredAs, Transfer, Write
+from ckpt_core.engine.results import Result
 from ckpt_core.engine.weaving import Beside
 from ckpt_core.layout import ValueMap
-from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all
 from ckpt_core.storage.bytes.output import Checksum
@@ -31,28 +30,6 @@ from ckpt_core.tensors.stored import stored_values
 from ckpt_core.tensors.strided import runs, woven
 
 _DIRTY = 8 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a transfer leaves for the receipt: the leaves of the digest of the values as written, and of the source's if they may differ.
-
-    `start` is the first element of the piece. `remainders` are what it wrote below each checksum, a file's whole one included, and
-    `records` what it read of each record of the source that is checked: see `storage.bytes.crc32`.
-    """
-
-    name: str
-    start: int
-    leaves: list[str]
-    source_leaves: list[str] | None
-    bytes_written: int
-    remainders: dict[str, int]
-    records: dict[str, int]
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """That of the transfer."""
-        return self.name, self.start
 
 
 def digests_of(results: Iterable[Result], version: int = VERSION) -> dict[str, Digests]:

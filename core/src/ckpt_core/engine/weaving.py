@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.layout import Link, Part, Tile, ValueMap
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import DType

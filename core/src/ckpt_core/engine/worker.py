@@ -24,15 +24,15 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.engine import marks
 from ckpt_core.engine.pages import Edge, Pages
 from ckpt_core.engine.pieces import Transfer
+from ckpt_core.engine.results import Result
 from ckpt_core.engine.software import SOFTWARE
 from ckpt_core.engine.staging import KEPT, TOKEN, boot_id
 from ckpt_core.engine.states import STATES, KnownStates
-from ckpt_core.engine.transfer import Result, TargetFiles, run_transfer
+from ckpt_core.engine.transfer import TargetFiles, run_transfer
 from ckpt_core.errors import CkptError, WorkerError
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState

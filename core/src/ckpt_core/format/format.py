@@ -12,7 +12,7 @@ from ckpt_core.architecture import Architecture, Facts, architecture_of, facts_o
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.config import Config
 from ckpt_core.description import Description, RankTensors, Vocabulary
-from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.errors import CkptError, NotCarried, Refusal
 from ckpt_core.format.folder import Folder, WeightFile
 from ckpt_core.format.rows import EmbeddingRows
 from ckpt_core.layout import Chosen, Native, Table, Tables, Value
@@ -153,7 +153,7 @@ class Format:
     def ckpt_read(self, path: str, request: ReadRequest) -> Description:
         """The folder at `path`: a config, or that of `--config`, and the weights of every rank."""
         if request.weights == "master":
-            raise CkptError("these files have no fp32 masters", file=path, fix="use --weights model")
+            raise NotCarried("these files have no fp32 masters", file=path, fix="use --weights model")
         found = self._found(path, request)
         rows = self._rows.in_files(found.weights) if self._rows is not None else None
         notes: dict[str, Any] = {}

@@ -23,7 +23,7 @@ from ckpt_core.architecture import dumps, from_json
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import files_below
 from ckpt_core.description import Description, RankTensors
-from ckpt_core.errors import CkptError, Refusal
+from ckpt_core.errors import CkptError, NotCarried, Refusal
 from ckpt_core.ir.training import FOLDER, TRAINING, TRAINING_INDEX, enter_left, training_in
 from ckpt_core.ir.weights import indexed, table
 from ckpt_core.layout import Native
@@ -56,7 +56,7 @@ def looks_like(path: str) -> str | None:
 def read(path: str, request: ReadRequest) -> Description:
     """What lies in a folder of ours."""
     if request.weights == "master":
-        raise CkptError("the intermediate representation has no fp32 masters", file=path, fix="use --weights model")
+        raise NotCarried("the intermediate representation has no fp32 masters", file=path, fix="use --weights model")
     architecture_file, index_file = (os.path.join(path, name) for name in (ARCHITECTURE, INDEX))
     architecture = from_json(read_json_object(architecture_file), architecture_file)
     tensors, shards = indexed(path, INDEX)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 
 from ckpt_core.description import RankTensors, SavedTraining
@@ -51,5 +50,7 @@ def enter_left(ledger: Ledger, path: str) -> None:
     for name in (TRAINING, TRAINING_INDEX):
         if os.path.isfile(file := os.path.join(path, name)):
             ledger.left(PROGRESS, file)
+    import glob
+
     for file in sorted(glob.glob(os.path.join(glob.escape(path), FOLDER, "*.safetensors"))):
         ledger.left(OPTIMIZER, file, size=os.path.getsize(file))

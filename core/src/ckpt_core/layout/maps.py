@@ -6,8 +6,7 @@ Arithmetic is done in float32.
 
 from __future__ import annotations
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.lean import dataclass
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from importlib import metadata
 
 import pluggy
 
@@ -17,7 +16,7 @@ from ckpt_core.errors import CkptError, Lines, StoreError, UsageError, nearest
 from ckpt_core.launch import Launch
 from ckpt_core.lean import dataclass
 from ckpt_core.plugins import hookspecs
-from ckpt_core.plugins.installed import distributions, entry_points, format_names
+from ckpt_core.plugins.installed import EntryPoint, distributions, entry_points, format_names
 from ckpt_core.plugins.request import FormatInfo, WriteRequest
 
 _ABSENT = os.path.join(os.devnull, "absent")  # no file system has a path below a device
@@ -29,7 +28,7 @@ class Plugin:
     """A format that may or may not load: `broken` says why not, and `fix` what to do. Hooks and info of a broken one raise that."""
 
     name: str
-    entries: Sequence[metadata.EntryPoint]
+    entries: Sequence[EntryPoint]
     broken: str | None = None
     fix: str | None = None
     _loaded: tuple[pluggy.HookRelay, FormatInfo] | None = None
@@ -108,7 +107,7 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {said}"
 
 
-def _loaded(entry: metadata.EntryPoint) -> tuple[pluggy.HookRelay, FormatInfo]:
+def _loaded(entry: EntryPoint) -> tuple[pluggy.HookRelay, FormatInfo]:
     """The hooks of a format, all of them checked; a `CkptError` says what is wrong with them."""
     manager = pluggy.PluginManager("ckpt")
     manager.register(entry.load(), entry.name)

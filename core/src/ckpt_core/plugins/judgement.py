@@ -22,8 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.lean import dataclass
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.plugins.judgement import CannotRun, Case, FilesRefused, said
 
 

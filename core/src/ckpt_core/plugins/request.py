@@ -18,7 +18,7 @@ class Option:
     """An `-o name=value` of a format. `kind` is bool, int, float, str or a tuple of choices; `side` is read, write or both.
 
     The value of a read option of kind `Checkpoint` is the path of another checkpoint, of any format: a reader is given what
-    was read there.
+    was read there. `otherwise` tells who asks for a value that the choices lack what to do.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Option:
     kind: type | tuple[str, ...] = str
     default: object = None
     side: str = "both"
+    otherwise: str = ""
 
     def parse(self, text: str) -> object:
         """The typed value of `text`; `UsageError` says what would be one."""
@@ -36,7 +37,7 @@ class Option:
             raise UsageError(
                 f"option {self.name} has no value {text!r}",
                 expected=" | ".join(self.kind),
-                fix=did_you_mean(same, self.kind),
+                fix=did_you_mean(same, self.kind) if same in self.kind or not self.otherwise else self.otherwise,
             )
         parser: Callable[[str], object] = self.kind
         if self.kind is bool:

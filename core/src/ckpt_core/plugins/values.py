@@ -30,9 +30,19 @@ def _owners(name: str, side: str) -> str | None:
     """The sentence that says whose option this is, where the format that was asked has none of this name."""
     if name in _ARGUMENTS:
         return f"it is an argument of its own: --{name}, in Python {name}="
-    owners = [
+    for wanted, where in (
+        (side, ""),
+        ("read" if side == "write" else "write", "reading " if side == "write" else "writing "),
+    ):
+        if owners := owners_of(name, wanted):
+            return f"it is an option of {where}{', '.join(owners)}"
+    return None
+
+
+def owners_of(name: str, *sides: str) -> list[str]:
+    """The installed formats that have an option of this name, on any of the sides."""
+    return [
         plugin.name
         for plugin in all_plugins()
-        if not plugin.broken and any(one.name == name and one.side in (side, "both") for one in plugin.info.options)
+        if not plugin.broken and any(one.name == name and one.side in (*sides, "both") for one in plugin.info.options)
     ]
-    return f"it is an option of {', '.join(owners)}" if owners else None

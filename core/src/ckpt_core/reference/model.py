@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
-from ckpt_core.api import OpenCheckpoint
 from ckpt_core.architecture import (
     Architecture,
     Attention,
@@ -27,6 +26,7 @@ from ckpt_core.architecture import (
 )
 from ckpt_core.errors import CkptError
 from ckpt_core.lean import dataclass
+from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.reference.attention import attend, attend_latent, relative_bias
 from ckpt_core.reference.delta import mix_by_delta
 from ckpt_core.reference.mamba import mix_by_mamba

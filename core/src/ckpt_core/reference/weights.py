@@ -6,9 +6,9 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import torch
 
+from ckpt_core import numpy as np
 from ckpt_core.architecture import Norm
 from ckpt_core.lean import dataclass
 from ckpt_core.opened import LazyTensor

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.architecture import Attention, Layer, RelativeBias, Stack, parameters, same_value
 from ckpt_core.rewrite.model import Rewritable, attentions, map_attentions, map_layers, map_stacks, scaled, values_of
 from ckpt_core.tensors.assembly import Factor

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.architecture import Architecture, Attention, Layer, Mlp, Stack, same_value
 from ckpt_core.layout import scale
 from ckpt_core.lean import dataclass
@@ -14,7 +13,6 @@ from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import decode
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.boxes import boxes
-from ckpt_core.tensors.source import SourceFiles
 
 _CHUNK = 1 << 20
 
@@ -82,6 +80,8 @@ def scaled(assembly: LazyParameter, factor: float) -> LazyParameter:
 
 def values_of(assembly: LazyParameter, files: Iterable[FileState]) -> np.ndarray:
     """All float32 values of a tensor, for one that is small and decides what a rewrite does."""
+    from ckpt_core.tensors.source import SourceFiles
+
     source = SourceFiles(files)
     try:
         whole = tuple((0, size) for size in assembly.parameter.shape)
@@ -92,6 +92,8 @@ def values_of(assembly: LazyParameter, files: Iterable[FileState]) -> np.ndarray
 
 def holds_only(assembly: LazyParameter, files: Iterable[FileState], value: float) -> bool:
     """Whether every value of a tensor is `value`; read in pieces, and no further than the first that is not."""
+    from ckpt_core.tensors.source import SourceFiles
+
     source = SourceFiles(files)
     try:
         pieces = (source.read(assembly, box) for box in boxes(assembly.parameter.shape, _CHUNK))

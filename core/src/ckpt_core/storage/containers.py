@@ -13,7 +13,7 @@ from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.documents import read_json_object
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.safetensors import Header, read_header
-from ckpt_core.storage.torch import StateDict, plan_state_dict, read_state_dict
+from ckpt_core.storage.tensor import StateDict
 
 __all__ = ["SAFETENSORS", "TORCH", "WEIGHT_SUFFIXES", "Container", "Header", "index_text", "read_header", "read_index"]
 
@@ -53,13 +53,21 @@ def _plan_safetensors(path: str, specs: Specs, metadata: Mapping[str, str] | Non
     return OutputFile(path, plan.size, ((0, plan.header),)), plan.offsets
 
 
+def _read_torch(path: str) -> StateDict:
+    from ckpt_core.storage.torch.state_dict import read_state_dict
+
+    return read_state_dict(path)
+
+
 def _plan_torch(path: str, specs: Specs, metadata: Mapping[str, str] | None) -> tuple[OutputFile, dict[str, int]]:
+    from ckpt_core.storage.torch.state_dict import plan_state_dict
+
     return plan_state_dict(path, specs)
 
 
 SAFETENSORS = Container("safetensors", _read_safetensors, _plan_safetensors)
 """Files of safetensors."""
-TORCH = Container("torch", read_state_dict, _plan_torch)
+TORCH = Container("torch", _read_torch, _plan_torch)
 """Files of `torch.save` that hold a state dict."""
 
 

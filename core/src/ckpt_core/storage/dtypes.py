@@ -8,11 +8,11 @@ even, as torch and XLA do.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.errors import FormatError, UsageError, nearest
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.floats import E2M1, E4M3, E5M2, HALF, narrow_bf16, widen_bf16
@@ -48,7 +48,7 @@ class DType:
     @property
     def size(self) -> int:
         """Bytes per element."""
-        return np.dtype(self.raw).itemsize
+        return int(self.raw[2:])
 
     @property
     def numpy(self) -> np.dtype:
@@ -129,7 +129,13 @@ _SPOKEN = {"half": "fp16", "float": "fp32", "double": "fp64"}
 
 def _meant(name: str, known: Iterable[DType]) -> str | None:
     """The name of ours that was meant, where the one given is like one that somebody has for it."""
-    called = {spelling: one.name for one in known for spelling in (one.name, one.torch, one.safetensors.lower())}
+    width = sorted(filter(str.isdigit, name))  # who asks for float8 does not mean fp64
+    called = {
+        spelling: one.name
+        for one in known
+        for spelling in (one.name, one.torch, one.safetensors.lower())
+        if width in ([], sorted(filter(str.isdigit, spelling)))
+    }
     guess = nearest(_SPOKEN.get(name.lower().removeprefix("torch."), name.lower().removeprefix("torch.")), called)
     return f"did you mean {called[guess]!r}?" if guess else None
 
@@ -158,11 +164,19 @@ def _powers_of_two() -> np.ndarray:
     return values.astype(np.float32)
 
 
-_FLOAT8 = {
-    "fp8_e8m0": _powers_of_two(),
-    "fp8_e4m3": _float8_values(4, 3, 7, has_infinity=False),
-    "fp8_e5m2": _float8_values(5, 2, 15, has_infinity=True),
-}
+@functools.cache
+def _float8(name: str) -> np.ndarray:
+    """The float32 of each code of an 8-bit float."""
+    if name == "fp8_e8m0":
+        return _powers_of_two()
+    return (
+        _float8_values(4, 3, 7, has_infinity=False)
+        if name == "fp8_e4m3"
+        else _float8_values(5, 2, 15, has_infinity=True)
+    )
+
+
+_FLOAT8 = ("fp8_e8m0", "fp8_e4m3", "fp8_e5m2")
 
 
 def commonest(dtypes: Iterable[DType]) -> DType:
@@ -192,7 +206,7 @@ def decode(raw: np.ndarray, dtype: DType, out: np.ndarray | None = None) -> np.n
         if _NARROW[dtype.name].widen(raw, out):
             out[...] = _special(raw, dtype)
     elif dtype.name in _FLOAT8:
-        out[...] = np.take(_FLOAT8[dtype.name], raw)
+        out[...] = np.take(_float8(dtype.name), raw)
     else:
         out[...] = raw
     return out
@@ -200,7 +214,7 @@ def decode(raw: np.ndarray, dtype: DType, out: np.ndarray | None = None) -> np.n
 
 def _special(raw: np.ndarray, dtype: DType) -> np.ndarray:
     """Raw elements as float32, where some are infinite or NaN."""
-    return raw.astype(np.float32) if dtype.name == "fp16" else np.take(_FLOAT8[dtype.name], raw)
+    return raw.astype(np.float32) if dtype.name == "fp16" else np.take(_float8(dtype.name), raw)
 
 
 def encode(values: np.ndarray, dtype: DType, out: np.ndarray | None = None) -> np.ndarray:
@@ -225,7 +239,7 @@ def encode(values: np.ndarray, dtype: DType, out: np.ndarray | None = None) -> n
 
 WRITTEN = ("fp64", "fp32", "fp16", "bf16")
 """The dtypes that weights are written in."""
-_OVERFLOW = np.float32(65520)
+_OVERFLOW = 65520.0
 """From here on a number rounds to an infinite half."""
 
 

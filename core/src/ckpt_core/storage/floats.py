@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.scratch import scratch
 

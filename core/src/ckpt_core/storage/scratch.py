@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Sequence
 
-import numpy as np
+from ckpt_core import numpy as np
 
 
 class _Buffers(threading.local):

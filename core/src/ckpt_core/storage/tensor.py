@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.errors import FormatError
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import DType
@@ -194,3 +193,12 @@ class Quantised:
     def stored_bytes(self) -> int:
         """How many bytes of files hold the numbers."""
         return sum(operand.stored.elements * operand.stored.dtype.size for operand in self.stored)
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """The named tensors of a file; where they lie under a key `wrapper`, `beside` is what else the file holds, in words."""
+
+    tensors: dict[str, StoredTensor]
+    wrapper: str = ""
+    beside: tuple[str, ...] = ()

@@ -1,5 +1,7 @@
 """Lazy tensors: canonical parameters as they lie in files, read one box at a time."""
 
+from typing import TYPE_CHECKING
+
 from ckpt_core.storage.scratch import scratch
 from ckpt_core.storage.tensor import Operand, Quantised, Quantiser, Scheme, contiguous_strides
 from ckpt_core.tensors.assembly import (
@@ -19,10 +21,24 @@ from ckpt_core.tensors.assembly import (
     within_box,
 )
 from ckpt_core.tensors.boxes import boxes, tile_view
-from ckpt_core.tensors.equal import are_equal
-from ckpt_core.tensors.merged import update_tile
-from ckpt_core.tensors.source import SourceFiles
-from ckpt_core.tensors.stored import storage_dtype, stored_values
+
+if TYPE_CHECKING:
+    from ckpt_core.tensors.equal import are_equal
+    from ckpt_core.tensors.merged import update_tile
+    from ckpt_core.tensors.source import SourceFiles
+    from ckpt_core.tensors.stored import storage_dtype, stored_values
+else:
+    from ckpt_core.lazily import found_in
+
+    __getattr__ = found_in(
+        __name__,
+        {
+            ".equal": "are_equal",
+            ".merged": "update_tile",
+            ".source": "SourceFiles",
+            ".stored": "storage_dtype stored_values",
+        },
+    )
 
 __all__ = [
     "LazyParameter",

@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.architecture import Axis, Parameter, same_value
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap, boxes_of_range

@@ -6,8 +6,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.layout import Link, Tile
 from ckpt_core.storage.tensor import contiguous_strides
 

@@ -19,9 +19,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-import numpy as np
 from blake3 import blake3
 
+from ckpt_core import numpy as np
 from ckpt_core.errors import FormatError
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import DType, decode

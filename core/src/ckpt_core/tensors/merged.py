@@ -13,15 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.errors import FormatError, Refusal
 from ckpt_core.layout import Link, Tile
 from ckpt_core.storage.dtypes import decode, encode
 from ckpt_core.tensors.assembly import LazyParameter, LowRank, Merged
 from ckpt_core.tensors.boxes import Box, boxes, tile_view, within
 
-Read = Callable[[LazyParameter, Box], np.ndarray]
+Read = Callable[[LazyParameter, Box], "np.ndarray"]
 """The raw elements of a box of a tensor, in its value dtype."""
 
 _OUT, _IN = 0, 1  # the dimensions of a product

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.dtypes import BY_NAME, DType, decode, encode
 from ckpt_core.storage.scratch import scratch

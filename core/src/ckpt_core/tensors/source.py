@@ -8,8 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.errors import FormatError
 from ckpt_core.layout import Tile
 from ckpt_core.storage.archive.inflate import Inflated, inflated

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.errors import Refusal
 from ckpt_core.layout import Native, ValueMap
 from ckpt_core.storage.dtypes import DType, decode, dtype_named, encode

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import mul
 from types import EllipsisType
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.storage.scratch import scratch
 
 # Reading a gap is cheaper than a system call up to about this many bytes of waste per run.

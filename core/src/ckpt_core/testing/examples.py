@@ -7,8 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.architecture import Architecture, Parameter, dumps, parameters
 from ckpt_core.architecture.examples import ABSENT, changed, example, example_architectures
 from ckpt_core.ir.files import ARCHITECTURE, INDEX, NOTES

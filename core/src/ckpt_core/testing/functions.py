@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ckpt_core.api import OpenCheckpoint
+from ckpt_core.opened import OpenCheckpoint
 
 if TYPE_CHECKING:
     import torch

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ckpt_core.api import OpenCheckpoint
+from ckpt_core import numpy as np
 from ckpt_core.architecture import Architecture, Facts, PerLayer, architecture_of, facts_of, parameters
 from ckpt_core.architecture.facts import default_of
 from ckpt_core.errors import CkptError
+from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.testing.examples import ABSENT, changed
 
 if TYPE_CHECKING:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_core.errors import FormatError, NotCarried
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import of_shards, whole
-from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.training.moments import MOMENTS, Kind
 from ckpt_core.training.state import ADAM, ADAMW, Group
+
+if TYPE_CHECKING:
+    from ckpt_core.tensors.source import SourceFiles
 
 _DROP = "leave it behind with --training-state drop"
 _STEP = "step"
@@ -91,10 +93,10 @@ def said_by(group: Group, parameters: list[Any], optimizer: str = ADAMW) -> dict
 
 def states_of(
     found: Mapping[str, Mapping[str, Any]], file: str, files: Iterable[FileState]
-) -> tuple[int | None, dict[Kind, dict[str, StoredTensor]]]:
-    """The step and the moments in the states of parameters, by name; no step where the states have none.
+) -> tuple[int, dict[Kind, dict[str, StoredTensor]]]:
+    """The step and the moments in the states of parameters, by name.
 
-    Raises, by the name of a parameter: a moment that is missing, steps that differ, and a state that is not Adam's.
+    Raises what `one_step` does, and, by the name of a parameter: a moment that is missing, steps that differ, and a state that is not Adam's.
     """
     moments: dict[Kind, dict[str, StoredTensor]] = {kind: {} for kind in MOMENTS}
     steps: dict[str, object] = {}
@@ -121,8 +123,17 @@ def check_state(name: str, state: Mapping[str, Any], kind_of_tensor: type, file:
             )
 
 
-def one_step(steps: Mapping[str, object], file: str, files: Iterable[FileState]) -> int | None:
-    """The step of all parameters; `FormatError`, naming two of them, where they differ. A step is a number, or a tensor of one."""
+def one_step(steps: Mapping[str, object], file: str, files: Iterable[FileState]) -> int:
+    """The step of all parameters. A step is a number, or a tensor of one.
+
+    `NotCarried` where there is none, and `FormatError`, naming two of them, where they differ.
+    """
+    if not steps:
+        raise NotCarried(
+            "no state of the optimizer has a step: it has taken none yet, or keeps no moments", file=file, fix=_DROP
+        )
+    from ckpt_core.tensors.source import SourceFiles
+
     source = SourceFiles(files)
     try:
         known: dict[int, str] = {}
@@ -139,7 +150,7 @@ def one_step(steps: Mapping[str, object], file: str, files: Iterable[FileState])
             expected=f"step {one}, as {first!r}",
             fix="copy the files of one step again",
         )
-    return next(iter(known), None)
+    return next(iter(known))
 
 
 def scalar(value: object, source: SourceFiles) -> object:

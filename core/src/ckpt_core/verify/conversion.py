@@ -10,7 +10,7 @@ that rewrites (a head untied, a scale folded in, zero biases) apply to both side
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.api import digests, plan_conversion
@@ -18,6 +18,7 @@ from ckpt_core.architecture import differing, facts_of
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import Listener
 from ckpt_core.errors import CkptError
+from ckpt_core.lean import dataclass
 from ckpt_core.receipt import Receipt
 from ckpt_core.tensors.digest import VERSION, Digests
 from ckpt_core.verify.difference import (

@@ -12,8 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.architecture import Axis, Parameter
 from ckpt_core.layout import Native, Part, Tile, parse
 from ckpt_core.layout.sentence import Name, Node, One, Padding, Product, Sum

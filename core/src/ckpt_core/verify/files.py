@@ -11,13 +11,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 from blake3 import blake3
 
 from ckpt_core.engine.run import Listener, Progress
 from ckpt_core.errors import FormatError
+from ckpt_core.lean import dataclass
 from ckpt_core.receipt import Receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes import crc32

@@ -14,15 +14,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import field
 
-import numpy as np
 import torch
 
-from ckpt_core.api import OpenCheckpoint
+from ckpt_core import numpy as np
 from ckpt_core.architecture import Architecture, parameters
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import Listener, Progress
 from ckpt_core.errors import CkptError
 from ckpt_core.lean import dataclass
+from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.plugins.discovery import require
 from ckpt_core.plugins.judgement import Judgement, said
 from ckpt_core.reference import Inputs, Step, forward

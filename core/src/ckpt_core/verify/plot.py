@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, UsageError
 
 if TYPE_CHECKING:
     from ckpt_core.verify.logits import LogitsReport
@@ -13,15 +15,28 @@ if TYPE_CHECKING:
 _LINE, _APART = "#2f6fde", "#c8332b"
 
 
+def check_plot(path: str) -> None:
+    """Raise what keeps a plot from being written to `path`, as far as that is known before there is one."""
+    if find_spec("matplotlib") is None:
+        raise CkptError("a plot needs matplotlib", fix='pip install "ckpt-convert[plot]"')
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds, suffix = FigureCanvasBase.get_supported_filetypes(), os.path.splitext(path)[1][1:].lower()
+    if os.path.isdir(path):
+        raise UsageError("a plot needs the name of a file, and this is a folder", file=path)
+    if suffix not in kinds:
+        raise UsageError("the suffix says which kind of image a plot is", file=path, expected=", ".join(sorted(kinds)))
+    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):
+        raise UsageError("the folder of the plot does not exist", file=path, fix=f"mkdir {folder}")
+
+
 def draw(report: LogitsReport, tolerance: float, path: str) -> None:
     """Write the relative difference after every block as an image to `path` (its suffix says which kind).
 
-    Raises `CkptError` if matplotlib is not installed, or can't write such a file.
+    `check_plot` says beforehand whether it can be; `CkptError` where the disk does not take it.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise CkptError("a plot needs matplotlib", fix='pip install "ckpt-convert[plot]"') from None
+    from matplotlib.figure import Figure
+
     count = len(report.steps)
     figure = Figure(figsize=(min(16.0, max(7.0, 0.14 * count)), 4.0), dpi=160, layout="constrained")
     axes = figure.subplots()

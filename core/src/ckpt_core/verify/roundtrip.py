@@ -13,8 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.api import read_checkpoint, target_of
 from ckpt_core.architecture import Architecture, Parameter
 from ckpt_core.checkpoint import Adapter, Checkpoint

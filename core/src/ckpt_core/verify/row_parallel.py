@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from ckpt_core.api import OpenCheckpoint
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.lean import dataclass
+from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.reference import Inputs, forward
 from ckpt_core.reference.weights import Arithmetic
 from ckpt_core.verify.logits import LOGITS, LogitDifference, apart

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.api import over_tensors
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.pieces import Transfer

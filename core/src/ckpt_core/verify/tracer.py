@@ -17,8 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.architecture import Architecture, Parameter, parameters
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.engine.plan import Plan, make_plan

@@ -17,10 +17,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import FormatError, disk, errors, ledgers, torch_files
+from ckpt_core.sdk import FormatError, disk, errors, ledgers, schema, torch_files
 from ckpt_deepspeed.contents import enter_unread
 
 LATEST, LATEST_UNIVERSAL = "latest", "latest_universal"
@@ -33,7 +33,7 @@ _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim
 _EXPERT = re.compile(r".*expert_\d+_mp_rank_\d+_model_states\.pt|expp_rank_\d+_mp_rank_\d+_optim_states\.pt")
 
 
-@dataclass
+@schema.dataclass
 class Folder:
     """The files of one step, by rank: tensor parallel `tp`, model parallel `mp`, data parallel `dp`."""
 

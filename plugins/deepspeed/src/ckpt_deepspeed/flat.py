@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from ckpt_core.sdk import StoredTensor, lazy
+from ckpt_core.sdk import StoredTensor, lazy, schema
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Flat:
     """A tensor in pieces, each a contiguous one-dimensional range of a file. `shape` is None where no file says it."""
 

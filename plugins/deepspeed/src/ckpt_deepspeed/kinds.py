@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, torch_files
+from ckpt_core.sdk import CkptError, schema, torch_files
 from ckpt_deepspeed.files import Folder, find_folder, scan
 
 MODEL, PIPELINE = "model", "pipeline"
 _PIPELINE_NAME = re.compile(r"tied_modules\..*|\d+\..*")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Kind:
     """The format that a folder is of, and the fact that says so."""
 

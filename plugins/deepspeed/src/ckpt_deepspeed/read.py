@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -22,6 +22,7 @@ from ckpt_core.sdk import (
     lazy,
     ledgers,
     reading,
+    schema,
     torch_files,
 )
 from ckpt_deepspeed import zero
@@ -48,7 +49,7 @@ _OWN_STARTS = (".", "ckpt-receipt", "rng_state")
 _OWN_ENDS = (".pt", ".pth", ".bin", ".safetensors", ".index.json")
 
 
-@dataclass
+@schema.dataclass
 class ModelWeights:
     """What the files keep under transformers' names: `kept` is read, and must round to what `rounded` has.
 
@@ -314,7 +315,7 @@ def _unpartitioned_weights(
         return _with_aliases(found, path)
     exact = all(tensor.dtype.name == "fp32" for tensor in stored.values())
     if weights == "master" and not exact:
-        raise CkptError(
+        raise errors.NotCarried(
             "there are no fp32 masters: no *_optim_states.pt lies in the folder",
             file=folder.path,
             fix="use --weights model",

@@ -105,8 +105,6 @@ def _partitioned(
             if "step" in body:  # FusedAdam
                 steps[f"param_groups[{number}] of {os.path.basename(part.path)}"] = body["step"]
     step = reading.adam.one_step(steps, parts[0].path, [disk.FileState.of(part.path) for part in parts])
-    if step is None:
-        raise FormatError("no state of the optimizer has a step", file=parts[0].path)
     moments: dict[reading.Kind, Mapping[str, Kept]] = {}
     for kind in reading.MOMENTS:
         moved = [
@@ -199,8 +197,8 @@ def _universal(
         numbered = _numbered(inner.get("state"), path)
         steps = {f"group {number}": state["step"] for number, state in numbered.items() if "step" in state}
     step = reading.adam.one_step(steps, path, files)
-    if step is None:
-        raise FormatError("the optimizer has no step", file=path)
+    if step == 0:  # as our writer says of weights alone
+        raise errors.NotCarried("the optimizer has taken no step: its moments are zeros", file=path, fix=_DROP)
     groups = said.get("param_groups")
     groups = _groups(inner.get("param_groups") if groups is None else groups, path)
     return path, [group for group in groups if group["params"]], moments, step

@@ -14,12 +14,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, dtypes, torch_files
+from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, dtypes, schema, torch_files
 from ckpt_deepspeed.contents import enter_partition
 from ckpt_deepspeed.files import Folder, ranks, read_states, section
 from ckpt_deepspeed.flat import Flat, Kept, piece, pieces_of
@@ -31,7 +30,7 @@ _SAMPLE = 64  # elements
 Shapes = dict[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Partition:
     """The optimizer state of one data parallel rank."""
 
@@ -53,7 +52,7 @@ class Partition:
         return Partition(self.path, {**self.state, key: list(tensors)})
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Reading:
     """One way to find the masters in the optimizer files: `by` says which."""
 

@@ -15,9 +15,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, FormatError, chunked, disk, errors, torch_files
+from ckpt_core.sdk import CkptError, FormatError, chunked, disk, errors, schema, torch_files
 from ckpt_fsdp.steps import is_step
 
 HUGGINGFACE = "huggingface"
@@ -31,7 +30,7 @@ _OF_ACCELERATE = re.compile(r"pytorch_model_fsdp_\d+")
 _OF_MEGATRON = ("metadata.json", "common.pt")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Place:
     """Where a checkpoint lies. `weights` is the folder of its tensors, `home` the one around what lies beside them."""
 

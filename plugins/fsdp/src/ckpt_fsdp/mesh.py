@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import FormatError, StoredTensor, disk, lazy, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, disk, lazy, schema, torch_files
 
 _MOST_RANKS = 1 << 20
 Leaf = tuple[int, int]
 """A size and its stride, in positions of the root mesh."""
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Mesh:
     """`ranks` is the rank at each position of the root mesh; `dimensions` are those of this mesh, each one or more leaves."""
 

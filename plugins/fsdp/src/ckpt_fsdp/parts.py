@@ -11,16 +11,16 @@ that is stored must have the shape that follows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeGuard
 
-from ckpt_core.sdk import FormatError, StoredTensor, dtypes, lazy, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, dtypes, lazy, schema, torch_files
 from ckpt_fsdp.mesh import Mesh, read_mesh
 
 _MOST_DIMENSIONS = 64
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Part:
     """What one rank holds of a tensor of `shape`.
 
@@ -35,7 +35,7 @@ class Part:
     said: str
 
 
-@dataclass
+@schema.dataclass
 class Parts:
     """The parts in the files of all ranks. `world` is the number of ranks; meshes are checked once."""
 
@@ -138,7 +138,7 @@ def _listed(value: object) -> object:
     return list(value) if isinstance(value, tuple | list) else value
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Placement:
     """`dim` is None for a replica; `factor` is that of a `_StridedShard`: the ranks that cut the dimension before it."""
 

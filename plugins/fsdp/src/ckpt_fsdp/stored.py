@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar
 
 from ckpt_core.sdk import (
@@ -21,6 +21,7 @@ from ckpt_core.sdk import (
     errors,
     lazy,
     ledgers,
+    schema,
     torch_files,
 )
 from ckpt_fsdp.contents import EXTRA, contents_of, enter_keys
@@ -37,7 +38,7 @@ _STEP = 1 << 20
 T = TypeVar("T")
 
 
-@dataclass
+@schema.dataclass
 class SavedTensors:
     """Tensors by the names that FSDP gave them.
 
@@ -63,9 +64,9 @@ class SavedTensors:
         return all(dtype.name == "fp32" for dtype in self.dtypes)
 
     def check_asked(self, weights: str, where: str) -> None:
-        """`FormatError` if the `weights` that are asked for are masters, and there are none."""
+        """`NotCarried` if the `weights` that are asked for are masters, and there are none."""
         if weights == "master" and not self.masters:
-            raise FormatError(
+            raise errors.NotCarried(
                 "there are no fp32 masters: FSDP keeps the parameters in the dtype that the optimizer steps in",
                 file=where,
                 found=", ".join(sorted(dtype.name for dtype in self.dtypes)),

@@ -47,6 +47,7 @@ def ckpt_info() -> FormatInfo:
                 ("F32", "F16", "BF16", "Q8_0"),
                 None,
                 side="write",
+                otherwise="write BF16 or F16; llama.cpp makes the others of that file: llama-quantize FILE.gguf OUT.gguf TYPE",
             ),
             Option(
                 "quantised",

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, FormatError, Refusal, StoredTensor, dtypes, layouts, lazy
+from ckpt_core.sdk import Checkpoint, FormatError, Refusal, StoredTensor, dtypes, layouts, lazy, schema
 from ckpt_gguf.kinds import Kind
 
 _BYTE = dtypes.dtype_named("uint8")
@@ -19,7 +18,7 @@ _LARGEST = 127 * 65504.0
 """The largest number of a block of Q8_0, whose scale is a float16."""
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Blocks:
     """The numbers of tensor `name`, whose rows are blocks of a `kind`."""
 

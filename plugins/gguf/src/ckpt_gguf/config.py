@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -512,7 +512,7 @@ DEEPSEEK2 = Config("deepseek2", [
 # fmt: on
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Model:
     """An architecture of llama.cpp: its name in files, its config and its tables.
 

@@ -17,12 +17,11 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import FormatError, Refusal, disk
+from ckpt_core.sdk import FormatError, Refusal, disk, schema
 from ckpt_gguf.kinds import BY_NUMBER, Kind
 from ckpt_gguf.places import MAGIC
 
@@ -51,7 +50,7 @@ _NAMES = {
 _NUMBERS = {name: number for number, name in _NAMES.items()}
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Entry:
     """A tensor of a file: its kind, its shape with the rows first, the byte of the file at which it begins, and how many it takes."""
 
@@ -63,7 +62,7 @@ class Entry:
     size: int
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Header:
     """What a file says of itself. `metadata` are the values by key; `places` are the first byte and the length of each string
     value, which may be a file of its own: a chat template, a tokenizer. `lists` are the first bytes of the lists of float32 numbers."""
@@ -295,7 +294,7 @@ def _aligned(position: int, alignment: int) -> int:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Typed:
     """A value with the type that it is written as, where that is not the usual one for its Python type."""
 
@@ -303,7 +302,7 @@ class Typed:
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Plan:
     """A file that is known but for its data: its size, its header, and the byte at which the data of each tensor begins, and each list of
     real numbers in the header."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, disk
+from ckpt_core.sdk import FormatError, disk, schema
 from ckpt_gguf.container import Entry, Header, read_header
 from ckpt_gguf.places import SUFFIX, in_folder
 
@@ -20,7 +19,7 @@ _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Files:
     """The parts of a model. `metadata` is that of the first; `tensors` are those of all."""
 

@@ -5,14 +5,12 @@ The numbers and the sizes are those of ggml.h; a block lies along a row, and a r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ckpt_core.sdk import dtypes
+from ckpt_core.sdk import dtypes, schema
 
 __all__ = ["BF16", "BY_NUMBER", "F16", "F32", "PLAIN", "Q8_0", "Kind"]
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of tensor: `block` elements of a row take `size` bytes. `number` is ggml's, `file_type` that of files most of whose
     tensors are of it (`general.file_type`), None where none is named after it."""

@@ -20,6 +20,7 @@ from ckpt_core.sdk import (
     company,
     disk,
     dtypes,
+    errors,
     ledgers,
     reading,
     values,
@@ -47,6 +48,8 @@ _ONE_ROW, _VECTOR = ".ffn_gate_inp_shexp.weight", ".exp_probs_b.bias"
 
 def read(path: str, request: ReadRequest) -> Description:
     """What lies in a GGUF file, in its parts, or in the folder that holds them."""
+    if request.weights == "master":
+        raise errors.NotCarried("GGUF has no fp32 masters", file=path, fix="use --weights model")
     files = read_files(path)
     ledger = ledgers.Ledger()
     metadata = reading.without_ignored(files.metadata, request, ledger, files.first)

@@ -7,8 +7,9 @@ finds the name by a hash of what a tokenizer makes of a text; here it is found b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from ckpt_core.sdk import schema
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -43,7 +44,7 @@ _DIGITS, _WORDS = "digits one by one", "words of GPT-2"
 """What is no expression of its own: the parts `Digits` and `ByteLevel` of a tokenizer."""
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Splitting:
     """A way to cut texts: its name, and the expressions one after the other. `whole`: a word that is a token is not taken apart. `cleans`:
     llama.cpp removes blanks before punctuation where it makes text of tokens; of two names for one way it tells them apart. `of` are the

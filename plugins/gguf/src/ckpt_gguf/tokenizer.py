@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import CkptError, FormatError, company, ledgers
+from ckpt_core.sdk import CkptError, FormatError, company, ledgers, schema
 from ckpt_gguf.splitting import BY_NAME, byte_level, pre_tokenizer_of
 from ckpt_gguf.vocabulary import (
     BLANK,
@@ -53,7 +53,7 @@ _IGNORED = (
 )
 
 
-@dataclass
+@schema.dataclass
 class Told:
     """The files of a tokenizer, by name, and the keys of the metadata that they hold. `losses` is what is assumed, or not told."""
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, FormatError, Refusal, company, documents, ledgers
+from ckpt_core.sdk import Checkpoint, FormatError, Refusal, company, documents, ledgers, schema
 from ckpt_gguf.splitting import names, splitting_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -27,7 +27,7 @@ _LARGEST = 256 << 20
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0  # conversion/base.py
 
 
-@dataclass
+@schema.dataclass
 class Vocabulary:
     """What a file says of the tokenizer: `metadata`, and the names of the files that lie in it (`held`). `losses` is what it lacks."""
 
@@ -36,7 +36,7 @@ class Vocabulary:
     losses: list[ledgers.Loss] = field(default_factory=list)
 
 
-@dataclass
+@schema.dataclass
 class _Tokens:
     """The tokens by id, as many as the embedding has rows."""
 

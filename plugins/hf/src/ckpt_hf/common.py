@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from dataclasses import field as member
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -145,7 +145,7 @@ ALL_BIASES_OR_NONE: tuple[Rewrite, ...] = (rewrites.folded_attention_scale, with
 _LANGUAGE_MODEL = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Family:
     """A transformers model class: its `model_type`, its config table and its tensor tables.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -27,6 +27,7 @@ from ckpt_core.sdk import (
     layouts,
     lazy,
     ledgers,
+    schema,
     torch_files,
 )
 
@@ -40,7 +41,7 @@ MODULES = "modules.json"
 """The file in which sentence-transformers says what it runs: the model, and modules after it in folders of their own."""
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class WeightFiles:
     """One of the two ways transformers keeps weights: the container, and the names of its files."""
 
@@ -102,7 +103,7 @@ def config_in(path: str) -> dict[str, Any] | None:
     return config if "model_type" in config else None
 
 
-@dataclass
+@schema.dataclass
 class StoredFiles:
     """The stored tensors of some weight files by name, the states of the files, and what else the files hold."""
 

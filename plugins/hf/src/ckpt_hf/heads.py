@@ -7,7 +7,7 @@ language model, and which of these classes transformers has besides; `Family.wit
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import Architecture, Table, configs, fact_is, ignore, key, note, row, schema
@@ -38,7 +38,7 @@ def _pooling(architecture: Architecture) -> schema.Pooling | None:
 Stored = Callable[[Mapping[str, Any], Collection[str], Callable[[str, str], bool]], Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Head:
     """What stands on a stack in a class whose name is that of the family with this `ending`.
 

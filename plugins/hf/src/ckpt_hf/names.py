@@ -8,9 +8,8 @@ prefixes beforehand: a spelling is right if with it every name of the class is f
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-from ckpt_core.sdk import Architecture, CkptError, Table, layouts
+from ckpt_core.sdk import Architecture, CkptError, Table, layouts, schema
 from ckpt_hf.common import TableSet
 
 _MOST_PREFIXES = 4
@@ -18,7 +17,7 @@ _PROBES = 2
 NOTHING = Table()
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Spelling:
     """`added` stands before every name; `left_out` is missing from those that begin with it."""
 
@@ -37,7 +36,7 @@ class Spelling:
         return {key: prefix for key, prefix in (("added", self.added), ("left_out", self.left_out)) if prefix}
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Match:
     """The tables that fit the names found, spelt as those are, and what they say of an architecture. `number` counts the spellings of
     the class up to the one that they are of.

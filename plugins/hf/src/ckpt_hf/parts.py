@@ -8,19 +8,9 @@ multimodal rotary embedding (m-rope) are one and the same row on text, so that i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import (
-    CkptError,
-    ReadRequest,
-    StoredTensor,
-    Table,
-    company,
-    errors,
-    layouts,
-    ledgers,
-)
+from ckpt_core.sdk import CkptError, ReadRequest, StoredTensor, Table, company, errors, layouts, ledgers, schema
 from ckpt_hf.common import Family, TableSet
 from ckpt_hf.config import BY_TYPE
 from ckpt_hf.language import HEAD, SECTION, SHARED, check_twice, completed, for_one_row
@@ -57,7 +47,7 @@ _OF_THINKERS: tuple[Callable[[str], str], ...] = (
 )
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Part:
     """The language model of a `whole`: its `family`, and its `config` in the keys of that family.
 

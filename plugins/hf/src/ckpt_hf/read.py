@@ -61,7 +61,7 @@ def _said_in(path: str) -> tuple[Facts, dict[str, Any]] | None:
 def read(path: str, request: ReadRequest) -> Description:
     """What lies in an HF folder, or in one weight file with its config beside it."""
     if request.weights == "master":
-        raise CkptError("an HF folder has no fp32 masters", file=path, fix="use --weights model")
+        raise errors.NotCarried("an HF folder has no fp32 masters", file=path, fix="use --weights model")
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
     config_file = os.path.join(folder, CONFIG)
     if not os.path.isfile(config_file):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -24,6 +24,7 @@ from ckpt_core.sdk import (
     lazy,
     ledgers,
     rewrites,
+    schema,
 )
 from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.common import Same, none_same
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class TransformersModel:
     """A transformers model whose tensors another framework's files keep.
 
@@ -137,7 +138,7 @@ def model_of_checkpoint(
     )
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class ModelInMemory:
     """A transformers model as a program holds it that changes single modules of it: PEFT does.
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, FormatError, company, containers, errors, ledgers
+from ckpt_core.sdk import CkptError, FormatError, company, containers, errors, ledgers, schema
 from ckpt_hf.files import (
     KINDS,
     WeightFiles,
@@ -23,7 +22,7 @@ from ckpt_hf.training import state_of_training
 OPTION = "weight_files"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class WeightSet:
     """Weight files that are read together, by name; `index` says what is in which, where there is one."""
 

@@ -15,7 +15,7 @@ import math
 import os
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -30,6 +30,7 @@ from ckpt_core.sdk import (
     layouts,
     ledgers,
     reading,
+    schema,
     torch_files,
 )
 from ckpt_hf.common import Family
@@ -54,8 +55,6 @@ def training_beside(
     files = [disk.FileState.of(path)]
     held = {name: states.get(number, {}) for number, name in names.items()}
     step, moments = reading.adam.states_of(held, path, files)
-    if step is None:
-        raise FormatError("no state of the optimizer has a step", file=path)
     if others := sorted(set(map(str, states)) - set(map(str, names))):
         raise FormatError("the optimizer has states of no parameter", file=path, found=", ".join(others[:4]))
     groups = tuple(reading.adam.group_of(body, [names[n] for n in body["params"]], path) for body in bodies)
@@ -73,7 +72,7 @@ def training_beside(
     )
 
 
-@dataclass
+@schema.dataclass
 class Progress:
     """What the files beside an optimizer say of a run: where its schedule stands, how far it is, and its loss scale."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import Option, Table, drop
+from ckpt_core.sdk import Option, Table, drop, schema
 
 PART = Option(
     "part",
@@ -22,7 +22,7 @@ QWEN3_VL_MOE = "qwen3_vl_moe_text"
 """The type of the only language model whose files may have fused experts with the input first."""
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Language:
     """A language model that stands in others: the type of its config, and the family of the class that it is by itself.
 
@@ -158,7 +158,7 @@ LANGUAGES = {
 }
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Whole:
     """A class of transformers that has a language model among its parts.
 

@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -27,6 +26,7 @@ from ckpt_core.sdk import (
     layouts,
     ledgers,
     rewrites,
+    schema,
 )
 from ckpt_hf.common import Family, Rewrite, TableSet
 from ckpt_hf.config import CLASS_NAMES, FAMILIES, classes_with_head_of
@@ -35,7 +35,7 @@ from ckpt_hf.quantised.writing import coded
 from ckpt_hf.trainer import add_training
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Fit:
     """A family that holds a model exactly: the model as it is written there, the config that says so, and its tensors.
 
@@ -180,7 +180,7 @@ def choose(
     )
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Candidate:
     """A class, and the model as it would be written there. `lacks`: how many facts its config has no line for, and 1 more where
     the class holds no such model for another reason."""

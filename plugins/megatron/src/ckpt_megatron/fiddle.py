@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import FormatError, torch_files
+from ckpt_core.sdk import FormatError, schema, torch_files
 from ckpt_megatron.transformer_config import dotted
 
 __all__ = ["Call", "NamedObject", "plain_of", "read_graph", "write_graph"]
@@ -27,14 +27,14 @@ _ELEMENT = re.compile(r"(?:Attr\(name='(.*)'\)|Key\(key='(.*)'\)|(?:Index\(index
 _DEPTH, _STEPS = 64, 1_000_000
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class NamedObject:
     """A class, a function or a dtype: named, not called."""
 
     name: str
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Call:
     """A call of the class or function `target` that was put off."""
 

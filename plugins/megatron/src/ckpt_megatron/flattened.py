@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.sdk import StoredTensor, chunked, dtypes
+from ckpt_core.sdk import StoredTensor, chunked, dtypes, schema
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class FlattenedTensor:
     """A tensor of `shape`, of which `flat` has the shards."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -15,12 +15,13 @@ from ckpt_core.sdk import (
     lazy,
     ledgers,
     reading,
+    schema,
     torch_files,
 )
 from ckpt_megatron.names import PREDICTORS, LegacySpelling
 
 
-@dataclass
+@schema.dataclass
 class RankShare:
     """The tensors that one tensor parallel rank (or, for experts, one pair of ranks) holds, over all stages.
 
@@ -37,7 +38,7 @@ class RankShare:
         self.names[name] = stored_as
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class DescribedModel:
     """What a reader knows of the model: its architecture, the choices of the tables, and how it was run, by the names of Megatron-LM's args."""
 
@@ -50,7 +51,7 @@ Gathered = Callable[[list[RankShare]], Sequence[RankTensors]]
 """What the tables' ranks are that shares make."""
 
 
-@dataclass
+@schema.dataclass
 class FolderContents:
     """What lies in a checkpoint folder. `args` is None where none are stored; `version` the checkpoint_version. `training` finds the
     state of the training, given the shares of a kind as the tables' ranks, and the model; None where no optimizer was saved."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import Refusal, WriteRequest, dtypes, torch_files
+from ckpt_core.sdk import Refusal, WriteRequest, dtypes, schema, torch_files
 from ckpt_megatron.files import FSDP_DTENSOR
 from ckpt_megatron.names import LegacySpelling
 
@@ -38,7 +37,7 @@ def keeping_rows(vocabulary: int, rows: int, usual: int, tp: int) -> int | None:
     return next(fitting, None)
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class FileLayout:
     """The container, the names and the ranks of a checkpoint; `multiple` is `DIVISIBLE`.
 
@@ -110,8 +109,8 @@ class FileLayout:
         """
         return self.tp > 1 and self.ep > 1
 
-    def args(self, dtype: dtypes.DType, tokenizer: str | None) -> dict[str, object]:
-        """The args that do not describe the model, but that a loader asks for."""
+    def args(self, dtype: dtypes.DType, tokenizer: str | None, *, moe: bool) -> dict[str, object]:
+        """The args that do not describe the model, but that a loader asks for. `moe`: the model has experts."""
         return {
             "tensor_model_parallel_size": self.tp,
             **({"model_parallel_size": self.tp} if self.version < 3 else {}),
@@ -121,7 +120,7 @@ class FileLayout:
             "context_parallel_size": 1,
             "sequence_parallel": self.sequence_parallel,
             "transformer_impl": "transformer_engine" if self.names == "te" else "local",
-            "moe_grouped_gemm": self.grouped,
+            "moe_grouped_gemm": self.grouped and moe,  # False in what Megatron-LM saves of a dense model
             "use_legacy_models": self.names == "legacy",
             DIVISIBLE: self.multiple,
             "params_dtype": dtype,

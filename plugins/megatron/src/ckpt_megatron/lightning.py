@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import FormatError, disk, lazy, ledgers, reading
+from ckpt_core.sdk import FormatError, disk, lazy, ledgers, reading, schema
 
 __all__ = ["STEP", "Progress", "continued", "counters", "iterations", "progress_in"]
 
@@ -29,7 +29,7 @@ _SCALERS = ("Plugin", "MixedPrecision")
 _SAMPLES = "consumed_samples"
 
 
-@dataclass
+@schema.dataclass
 class Progress:
     """What a checkpoint of Lightning says of how far its run is. `keys` are those it says it with, by what they are."""
 

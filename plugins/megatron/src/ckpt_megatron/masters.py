@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ckpt_core.sdk import FormatError, StoredTensor
+from ckpt_core.sdk import FormatError, StoredTensor, errors
 
 __all__ = ["BUFFERS", "KEY", "present", "replaced"]
 
@@ -46,14 +46,14 @@ def replaced(
     """The tensors of a rank's virtual stages with each half-precision parameter replaced by its master."""
     groups = [group for optimizer in optimizers(content) for group in optimizer[KEY] if group]
     if not groups and elsewhere:
-        raise FormatError(
+        raise errors.NotCarried(
             f"the fp32 masters lie in {elsewhere}, flattened by the distributed optimizer",
             file=path,
             expected=f"{KEY}, or a torch_dist checkpoint",
             fix="use --weights model, or save with --ckpt-format torch_dist --dist-ckpt-optim-fully-reshardable",
         )
     if not groups:
-        raise FormatError(f"there are no fp32 masters (optimizer.{KEY})", file=path, fix="use --weights model")
+        raise errors.NotCarried(f"there are no fp32 masters (optimizer.{KEY})", file=path, fix="use --weights model")
     kinds: dict[tuple[bool, bool], list[tuple[int, str]]] = {}
     for chunk, tensors in enumerate(chunks):
         for name, tensor in tensors.items():

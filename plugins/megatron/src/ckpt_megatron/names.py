@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from ckpt_core.sdk import schema
 
 # fmt: off
 # Before Megatron-Core (and with --use-legacy-models until 0.17). The container was called `transformer` in 2020,
@@ -166,7 +167,7 @@ def dist_local(name: str, *, latent: bool) -> str:
     return name
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class LegacySpelling:
     """How one age of the models before Megatron-Core spelled its names. The defaults are those of the last one."""
 

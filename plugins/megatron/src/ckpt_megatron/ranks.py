@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, StoredTensor, errors, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, errors, schema, torch_files
 from ckpt_megatron import masters
 from ckpt_megatron.config import GPT, MLA
 from ckpt_megatron.files import optimizer_file
@@ -73,7 +72,7 @@ def _tensors(model: object, path: str, kernel_states: dict[str, object]) -> dict
     return found
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Grid:
     """How many ranks there are in each dimension. `etp`: those that divide the width of an expert.
 

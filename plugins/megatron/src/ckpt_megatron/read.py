@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -22,6 +22,7 @@ from ckpt_core.sdk import (
     errors,
     layouts,
     reading,
+    schema,
 )
 from ckpt_megatron import weights
 from ckpt_megatron.args.predictors import COUNT
@@ -125,7 +126,7 @@ def _check_iteration(found: FolderContents) -> None:
         )
 
 
-@dataclass
+@schema.dataclass
 class _Model:
     """The model that the args (or `--config`) describe, and what that rests on. `choices` are those of the tables;
     `counted`: it says how many tokens there are."""

@@ -137,8 +137,6 @@ def _training(
         return None
     files = [disk.FileState.of(common_file)]
     step = reading.adam.one_step(steps, common_file, files)
-    if step is None:
-        raise FormatError("no group of the optimizer has a step", file=common_file)
     members = members_of(bodies, shares[reading.EXP_AVG], common_file)
     optimizer = FoundOptimizer(shares, bodies, members, step, found.folder, files)
     (metadata,) = checkpoint.described_in
@@ -201,12 +199,12 @@ def _parallel(args: dict[str, object] | None) -> dict[str, int]:
 
 def _refuse_masters(checkpoint: chunked.DistributedCheckpoint) -> None:
     if any(DIST_BUFFER.match(name) for name in [*checkpoint.tensors, *checkpoint.objects]):
-        raise FormatError(
+        raise errors.NotCarried(
             "the fp32 masters lie in flat buffers of one parallel layout (dp_reshardable, dp_zero_gather_scatter)",
             file=checkpoint.folder,
             fix="use --weights model, or save with --dist-ckpt-optim-fully-reshardable",
         )
-    raise FormatError(
+    raise errors.NotCarried(
         "there are no fp32 masters (optimizer.state.param)", file=checkpoint.folder, fix="use --weights model"
     )
 

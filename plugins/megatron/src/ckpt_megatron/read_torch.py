@@ -85,8 +85,6 @@ def _training(
         )
     ]
     step = reading.adam.one_step(steps, saved[0].file, files)
-    if step is None:
-        raise FormatError("no group of the optimizer has a step", file=saved[0].file)
     optimizer = FoundOptimizer(shares, saved[0].groups, [list(names) for names in members], step, saved[0].file, files)
     for one, rank in zip(saved, ranks, strict=True):
         keys = [key for key in ("optimizer", "opt_param_scheduler", "iteration") if key in rank.content]

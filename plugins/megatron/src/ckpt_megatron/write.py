@@ -33,7 +33,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     check_ranks(model.architecture, layout)
     placed, split_args = stages(facts["layers"], layout.pp, layout.vpp, request.options, hints)
     tokenizer = f"{request.destination}/{SIDECARS}" if company.has_tokenizer(checkpoint.sidecars) else None
-    args |= split_args | layout.args(dtype, tokenizer)
+    args |= split_args | layout.args(dtype, tokenizer, moe=bool(facts.present("mlp.moe")))
     common: dict[str, object] = {"checkpoint_version": layout.version, "iteration": layout.iteration or 0}
     if layout.container == "torch_dist" and biased_experts(model.architecture):
         args["expert_tensor_parallel_size"] = 1

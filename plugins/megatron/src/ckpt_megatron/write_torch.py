@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
-from ckpt_core.sdk import dtypes, layouts, torch_files
+from ckpt_core.sdk import dtypes, layouts, schema, torch_files
 from ckpt_megatron import weights
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.extra_states import extra_states
@@ -18,7 +17,7 @@ from ckpt_megatron.optimizer.written import WrittenState
 from ckpt_megatron.optimizer.written_ranks import DISTRIBUTED_FILE, KeptParameter, WrittenRank, written_rank
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Kept:
     """A tensor as a rank file keeps it."""
 

@@ -18,14 +18,12 @@ from ckpt_core.sdk import (
 
 @hookimpl
 def ckpt_info() -> FormatInfo:
-    from ckpt_nanotron.config import MODELS, RELEASES
-
     return FormatInfo(
         name="nanotron",
         summary="Nanotron: one safetensors file per parameter and rank, with model_config.json and config.yaml",
-        families=tuple(model.config.name.removeprefix("nanotron's ") for model in MODELS),
+        families=("LlamaConfig", "Qwen2Config", "Starcoder2Config"),
         options=(
-            Option("target", "the nanotron release that will load it", tuple(RELEASES), None, side="write"),
+            Option("target", "the nanotron release that will load it", ("0.4", "main"), None, side="write"),
             Option(
                 "rope_interleaved",
                 "whether rotary pairs lie side by side: overrides the files (read), chooses the order (write)",

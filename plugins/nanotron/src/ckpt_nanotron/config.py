@@ -7,7 +7,6 @@ Nanotron reads it strictly: a key that its class does not know fails the run, so
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckpt_core.sdk import (
@@ -263,7 +262,7 @@ def attention_of(stack: schema.Stack) -> schema.Attention:
     return attention
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class ModelClass:
     """A nanotron model class: the key that marks its config, its table, and how many matrices its MLP counts as."""
 
@@ -293,7 +292,7 @@ def model_of(config: Mapping[str, Any], file: str) -> ModelClass:
     return marked[0]
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Release:
     """A nanotron release to write for: its checkpoint version, and the exact config keys of each model it has.
 

@@ -15,9 +15,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
-from ckpt_core.sdk import CkptError, FormatError, StoredTensor, containers, disk, errors, layouts, lazy, torch_files
+from ckpt_core.sdk import (
+    CkptError,
+    FormatError,
+    StoredTensor,
+    containers,
+    disk,
+    errors,
+    layouts,
+    lazy,
+    schema,
+    torch_files,
+)
 
 CONFIG = "model_config.json"
 TRAINING_CONFIG = "config.yaml"
@@ -37,7 +48,7 @@ _MOST_SLICES = 10_000
 _NUMBER = r"(?:\d{1,15}|np\.int64\(\d{1,15}\))"
 
 
-@dataclass
+@schema.dataclass
 class StoredParameter:
     """One parameter as it lies on disk: the whole shape, and the shards that hold it by (tp, pp) rank."""
 
@@ -47,7 +58,7 @@ class StoredParameter:
     sharded: bool = False
 
 
-@dataclass
+@schema.dataclass
 class Files:
     """Everything found below STEP/model: parameters by name, file states, the layout and the checkpoint version."""
 
@@ -308,13 +319,15 @@ def masters(step: str, files: Files) -> tuple[dict[str, StoredParameter], list[d
         state = torch_files.read_torch_file(path)
         held = state.get("gradient_accumulator") if isinstance(state, dict) else None
         if not isinstance(held, dict):
-            raise FormatError(
+            raise errors.NotCarried(
                 "the optimizer holds no fp32 masters (gradient_accumulator)", file=path, fix="use --weights model"
             )
         by_rank[rank] = held
         states.append(disk.FileState.of(path))
     if not by_rank:
-        raise FormatError("there are no fp32 masters", file=os.path.join(step, "optimizer"), fix="use --weights model")
+        raise errors.NotCarried(
+            "there are no fp32 masters", file=os.path.join(step, "optimizer"), fix="use --weights model"
+        )
     found: dict[str, StoredParameter] = {}
     problems = errors.Problems("reading fp32 masters")
     for name, stored in files.parameters.items():

@@ -70,8 +70,6 @@ def training_in(step: str, files: Files) -> reading.SavedTraining | None:
     if not parts[reading.MASTER]:
         del parts[reading.MASTER]
     count = reading.adam.one_step(steps, states[0].path, states)
-    if count is None:
-        raise FormatError("no state of the optimizer has a step", file=states[0].path)
     groups = [
         reading.adam.group_of(body, names, states[0].path) for body, names in zip(bodies, members, strict=True) if names
     ]

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -23,6 +23,7 @@ from ckpt_core.sdk import (
     errors,
     ledgers,
     reading,
+    schema,
 )
 from ckpt_nanotron.config import MODELS, ModelClass, decoder_of, model_of
 from ckpt_nanotron.contents import RUN_MODEL, RUN_SECTIONS, enter_training
@@ -100,7 +101,7 @@ def read(path: str, request: ReadRequest) -> Description:
     )
 
 
-@dataclass
+@schema.dataclass
 class ConfigModel:
     """The model that the configs (or `--config`) describe, and what that rests on. nanotron pads the vocabulary to
     `multiple` rows for each tensor parallel rank (helpers.py, _vocab_size_with_padding)."""
@@ -270,7 +271,7 @@ def _records_masters(step: str) -> bool:
 def _vocabulary(text: str, step: str) -> int:
     if text != "tokenizer":
         if not text.isdigit():
-            raise CkptError("option vocab is a number of tokens, or the word tokenizer", found=text)
+            raise errors.UsageError("option vocab is a number of tokens, or the word tokenizer", found=text)
         return int(text)
     path = os.path.join(step, "tokenizer.json")
     if not os.path.isfile(path):

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import CkptError, documents, dtypes, ledgers, reading
+from ckpt_core.sdk import CkptError, documents, dtypes, ledgers, reading, schema
 from ckpt_nanotron.config import Release
 
 _STAGE = "Stable Training Stage"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Run:
     """What the configs say of a run: where its folder will lie, how many data parallel ranks it has and whether they divide the optimizer
     (`zero` 1), and the state that it goes on with; None where it starts from the weights.

@@ -14,10 +14,10 @@ import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import TargetBuilder, dtypes, errors, layouts, ledgers, reading, torch_files
+from ckpt_core.sdk import TargetBuilder, dtypes, errors, layouts, ledgers, reading, schema, torch_files
 from ckpt_nanotron.config import Release
 from ckpt_nanotron.optimizer import CONFIG, MASTERS, divided
 
@@ -33,7 +33,7 @@ _ON_FIRST_RANK = (".attn.dense.bias", ".attn.o.bias", ".ff.c_proj.bias")
 _BLOCK = re.compile(r"model\.decoder\.(\d+)\.pp_block\.(.+)")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Ranks:
     """How a run is divided. With `zero` 1 each of `dp` ranks steps a range of every parameter; with 0 all of them step the whole."""
 

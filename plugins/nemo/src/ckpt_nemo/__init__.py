@@ -121,7 +121,7 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
-    from ckpt_nemo.container.opening import looks_like
+    from ckpt_nemo.container.detection import looks_like
 
     return looks_like(path)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, FormatError, Refusal
+from ckpt_core.sdk import Checkpoint, FormatError, Refusal, schema
 from ckpt_nemo.container.saved import SavedCheckpoint
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Kind:
     """A kind of model: the classes of NeMo that are it, what its tensors' names begin with, and the module for it.
 

@@ -7,13 +7,14 @@ that takes a newer NeMo is started by another script: NeMo 2.0 has no megatron_g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from os.path import basename, dirname
 from typing import Any
 
-from ckpt_core.sdk import Config, Target, WriteRequest, launches
+from ckpt_core.sdk import Config, Target, WriteRequest, launches, schema
 from ckpt_megatron.sdk import DIVISIBLE
-from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX
+from ckpt_nemo.container.lightning import HPARAMS
+from ckpt_nemo.container.places import FOLDER, SUFFIX
 from ckpt_nemo.container.tokenizer import SECTION
 from ckpt_nemo.gpt import config as gpt
 from ckpt_nemo.gpt.versions import newer
@@ -23,7 +24,7 @@ from ckpt_nemo.vit import config as vit
 _RANKS = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Script:
     """A script of a NeMo, the key that names the archive, and which of the model's keys are those of the script's own
     config, with the defaults there; `all_own`: every key is. `running` are keys of its own that say with what the model

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import TargetBuilder, dtypes, errors, layouts, ledgers, reading, torch_files
+from ckpt_core.sdk import TargetBuilder, dtypes, errors, layouts, ledgers, reading, schema, torch_files
 from ckpt_megatron.sdk import lightning
 from ckpt_nxdt.contents import USER_CONTENT
 from ckpt_nxdt.masters import KEY, UNDECAYED
@@ -21,7 +21,7 @@ _LIGHTNING = "2.5.0"
 _BIASES, _NORMS = UNDECAYED
 
 
-@dataclass
+@schema.dataclass
 class WrittenOptimizer:
     """The optimizer over `ranks` data parallel ranks. `words` are those of the names of parameters in the second of the `groups`."""
 

@@ -8,7 +8,7 @@ differ in three configurations, and shapes are equal.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import Architecture, CkptError, FormatError, errors, schema
@@ -24,7 +24,7 @@ _MARKS = {
 _SEPARATE = "-o kv_replicas=separate keeps every copy as a key-value head of its own, which is what a job computes with"
 
 
-@dataclass
+@schema.dataclass
 class Detection:
     """The arrangement of a checkpoint and what it rests on. `copies` of every key-value head lie on ranks of their own;
     `separate`: they differ, and each is read as a head."""
@@ -35,7 +35,7 @@ class Detection:
     evidence: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Clues:
     """All that an arrangement is told by: the tensors, the signs that a job wrote them, the model's attention, the
     user's options, and what our own receipt recorded."""

@@ -6,9 +6,9 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from ckpt_core.sdk import FormatError, RankTensors, StoredTensor, disk, errors, layouts, lazy, torch_files
+from ckpt_core.sdk import FormatError, RankTensors, StoredTensor, disk, errors, layouts, lazy, schema, torch_files
 from ckpt_nxdt.places import DONE, OPTIMIZER, Rank, rank_files, root_of, weights_folder
 from ckpt_nxdt.xser import AbsentTensor, read_xser
 
@@ -17,7 +17,7 @@ _SAMPLE = 1 << 12  # bytes of a row
 _MOST_MISSING = 8  # ranks that are named: a stale file may be of rank 99999999
 
 
-@dataclass
+@schema.dataclass
 class RankFile:
     """The tensors of one file by name; `absent` are referred to, and kept elsewhere or nowhere.
 
@@ -32,7 +32,7 @@ class RankFile:
     xser: bool = False
 
 
-@dataclass
+@schema.dataclass
 class FolderContents:
     """What lies in a checkpoint folder; `trained`: the signs that a job wrote it."""
 
@@ -64,7 +64,7 @@ class FolderContents:
         return Weights(self.folder, self.tp, self.ep, tensors, {file.rank: file.path for file in self.files})
 
 
-@dataclass
+@schema.dataclass
 class Weights:
     """The tensors that are read, the weights or their masters: by rank and name, each as the shards that tile it.
 

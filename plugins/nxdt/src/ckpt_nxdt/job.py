@@ -6,9 +6,9 @@ A job that is told otherwise stops with "Missing keys", or, with `peft`, trains 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from ckpt_core.sdk import schema
 from ckpt_nxdt.weights import Arrangement
 
 FRAGMENT = "nxdt.yaml"
@@ -17,7 +17,7 @@ FRAGMENT = "nxdt.yaml"
 _QKV = {"split": (False, False), "linear": (True, False), "fused": (True, True), "coalesced": (False, True)}
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Ranks:
     """The parallel layout that is written. `copies` of every key-value head lie on ranks of their own; `stages` gives
     the pipeline rank of every layer; `cuts` are those that a user asked for."""

@@ -39,6 +39,8 @@ def read_masters(contents: FolderContents) -> tuple[Weights, list[disk.FileState
     by_rank: dict[Rank, dict[int, str]] = {}
     for rank, path in optimizer_files(contents.folder).items():
         by_rank.setdefault(replace(rank, dp=0), {})[rank.dp] = path
+    if not by_rank:
+        raise errors.NotCarried("there are no fp32 masters", file=contents.folder, expected=_EXPECTED, fix=_FIX)
     masters: dict[Rank, dict[str, list[lazy.Shard]]] = {}
     states: list[disk.FileState] = []
     problems = errors.Problems("reading fp32 masters")
@@ -111,7 +113,7 @@ def joined(what: str, shape: tuple[int, ...], shards: Sequence[tuple[object, str
 def _content(path: str) -> Mapping[str, Mapping[int, object]]:
     content = read_xser(path)
     if not isinstance(content, dict) or not isinstance(content.get(KEY), dict) or not content[KEY]:
-        raise FormatError(f"there are no fp32 masters ({KEY})", file=path, fix=_FIX)
+        raise errors.NotCarried(f"there are no fp32 masters ({KEY})", file=path, fix=_FIX)
     shapes = content.get("shape_info")
     if not isinstance(shapes, dict) or not list(shapes) == list(content[KEY]) == list(range(len(shapes))):
         raise FormatError("shape_info does not describe the masters", file=path, found=torch_files.brief(shapes))

@@ -61,8 +61,6 @@ def training_beside(contents: FolderContents) -> reading.SavedTraining | None:
         raise FormatError(f"some ranks have {KEY}, and others have none", file=first)
     files = _states(held, found)
     step = reading.adam.one_step(steps, first, files)
-    if step is None:
-        raise FormatError("no state of the optimizer has a step", file=first)
     bodies = _bodies(held[first])
     groups = [reading.adam.group_of(body, names, first) for body, names in zip(bodies, members, strict=True) if names]
     ledger = ledgers.Ledger()

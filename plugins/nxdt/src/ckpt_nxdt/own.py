@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, documents, judgement
+from ckpt_core.sdk import Checkpoint, documents, judgement, schema
 from ckpt_nxdt.job import FRAGMENT
 from ckpt_nxdt.places import find_folder, root_of
 
@@ -25,7 +24,7 @@ _FORK = "fork"
 CLASSES: frozenset[tuple[str, str]] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Job:
     """What the job is told: where `config.json` is, how it arranges query, key and value, and its pipeline."""
 

@@ -15,9 +15,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from ckpt_core.sdk import FormatError, torch_files
+from ckpt_core.sdk import FormatError, schema, torch_files
 
 BEGUN, DONE = "checkpoint", "done"
 MODEL, OPTIMIZER = "model", "optim"
@@ -25,7 +24,7 @@ _RANKS = re.compile(r"(?:dp_rank_(\d{2,})_)?(?:ep_rank_(\d{2,})_)?tp_rank_(\d{2,
 _OLD_FILE = "checkpoint.pt"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@schema.dataclass(frozen=True, slots=True, order=True)
 class Rank:
     """Where a file's process stood."""
 

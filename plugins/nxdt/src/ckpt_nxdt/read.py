@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -72,7 +72,7 @@ def _signs(contents: FolderContents) -> list[str]:
     return [f"written by a training job: {', '.join(contents.trained)}"] if contents.trained else []
 
 
-@dataclass
+@schema.dataclass
 class _Model:
     """The model that a config (or `--config`) describes, and what that rests on. `config` is the file beside the weights."""
 

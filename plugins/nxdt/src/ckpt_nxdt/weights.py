@@ -7,9 +7,7 @@ megatron). Names hold the global index of a layer, whatever the pipeline. The se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ckpt_core.sdk import Table, drop, layouts, row
+from ckpt_core.sdk import Table, drop, layouts, row, schema
 
 # fmt: off
 CHOICES = [
@@ -110,7 +108,7 @@ TABLES = layouts.Tables([HF_MODEL, HF_LAYER, MEGATRON_MODEL, MEGATRON_LAYER], CH
 # fmt: on
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Arrangement:
     """Everything besides the ranks that decides where an element lies: the choices of the tables.
 

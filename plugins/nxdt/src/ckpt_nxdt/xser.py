@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Hashable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ckpt_core.sdk import FormatError, StoredTensor, disk, dtypes, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, disk, dtypes, schema, torch_files
 
 _CLASS = ("torch_xla.utils.serialization", "TensorReference")
 _REFERENCES = frozenset(
@@ -34,7 +33,7 @@ Path = tuple[Hashable, ...]
 _DEEPEST = 64
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class AbsentTensor:
     """A tensor that a nest refers to, whose own `file` is not there; dtype and shape if the info file has them."""
 
@@ -121,7 +120,7 @@ class _Nest:
         return dtype, tuple(shape), described.get("expert_model_parallel") is True
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class XserPlan:
     """A nest to be written: the files of tensors, the files known now, and where the data of each tensor begins, by its path in the nest."""
 

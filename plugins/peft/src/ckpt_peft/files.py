@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -23,6 +23,7 @@ from ckpt_core.sdk import (
     documents,
     ledgers,
     reading,
+    schema,
     torch_files,
 )
 from ckpt_hf.sdk import CONFIG as MODEL_CONFIG
@@ -37,7 +38,7 @@ _WEIGHTS_OF_OTHERS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.js
 _NOT_COMPANIONS = ("adapter_", "ckpt-receipt", ".")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Files:
     """An adapter as its files have it: `config`, and the tensors of `weights` by their names."""
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
-from ckpt_core.sdk import FormatError, StoredTensor, dtypes, errors, lazy
+from ckpt_core.sdk import FormatError, StoredTensor, dtypes, errors, lazy, schema
 
 PREFIX = "base_model.model."
 
@@ -34,7 +34,7 @@ _SAVED = re.compile(r"(.+)\.modules_to_save(?:\.default)?(\.[\w.]+)")
 _ORIGINAL = re.compile(r"(.+)\.original_module(\.[\w.]+)")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class NamedTensor:
     """A tensor with the name that it has in the files: `shards` tile it."""
 
@@ -82,7 +82,7 @@ class NamedTensor:
         return lazy.of_shards(self.key, self.shape, self.shards)
 
 
-@dataclass
+@schema.dataclass
 class AdaptedModule:
     """The tensors of one adapted module: `path` is that of the module, or of the wrapper (`.base_layer`) that it lies in."""
 
@@ -101,7 +101,7 @@ class AdaptedModule:
         return self.tensors[UP]
 
 
-@dataclass
+@schema.dataclass
 class Contents:
     """What an adapter's tensors are: `adapted` modules, and `saved`, whole tensors of the model by their names.
 

@@ -11,7 +11,7 @@ PEFT computes in float32 and rounds once; a parameter (`target_parameters`) and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ckpt_core.sdk import Architecture, CkptError, FormatError, Refusal, disk, dtypes, errors, layouts, lazy, schema
 from ckpt_hf.sdk import ModelInMemory
@@ -23,7 +23,7 @@ _BASE_LAYER = ".base_layer"
 _FLOATS = ("fp32", "bf16", "fp16")
 
 
-@dataclass
+@schema.dataclass
 class Merger:
     """A model while an adapter is merged into it. `states` are the files of the adapter. `exact` keeps the float32 sums."""
 
@@ -469,7 +469,7 @@ class Merger:
 # --- one pair ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Target:
     """A pair of matrices and the tensor that it changes: `out` and `into` are the dimensions of that tensor which B and A run over.
 

@@ -11,7 +11,7 @@ of them: a Megatron adapter and what it becomes in PEFT, where each module has i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_core.sdk import Adapter, Architecture, Checkpoint, Refusal, disk, dtypes, layouts, lazy, schema
 from ckpt_hf.sdk import ModelInMemory
@@ -25,7 +25,7 @@ _RANK, _EXPERTS = "rank", "x"
 _SUFFIX = {DOWN: "A", UP: "B", MAGNITUDE: "magnitude"}
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Pair:
     """What is added to a parameter: `scale * up @ down`; with `magnitude`, DoRA's."""
 

@@ -40,7 +40,7 @@ _NOT_OF_TOKENIZER = (company.GENERATION, company.PROCESSOR)
 def read(path: str, request: ReadRequest) -> Checkpoint:
     """The merged model of the adapter at `path` and of `-o base`; without a base the adapter, where it is wanted alone, or a `UsageError`."""
     if request.weights == "master":
-        raise CkptError("an adapter has no fp32 masters", file=path, fix="use --weights model")
+        raise errors.NotCarried("an adapter has no fp32 masters", file=path, fix="use --weights model")
     files = open_files(path, request)
     base = request.options.get("base")
     if not isinstance(base, Checkpoint):
@@ -166,7 +166,7 @@ def _with_vocabulary(
             file=files.weights,
             found=", ".join(f"{name} with {found} rows" for name, (_, found) in rows.items()),
             expected=f"as many rows of {', '.join(missing)}" if missing else "one number of rows",
-            fix="save the adapter with save_embedding_layers=True",
+            fix="give the base that the adapter was trained on; if it is this one, save the adapter with save_embedding_layers=True",
         )
     (count,) = counts
     architecture = replace(base.architecture, tokens=replace(tokens, vocabulary=count, padded_vocabulary=count))

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import CkptError, Refusal, errors, ledgers
+from ckpt_core.sdk import CkptError, Refusal, errors, ledgers, schema
 from ckpt_peft import patterns
 
 LORA = "LORA"
@@ -57,7 +56,7 @@ _UNCHANGED = ("gaussian", "orthogonal", "eva", "mica")
 _CHANGED = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Settings:
     """What a config says of a merge. Ranks and alphas are looked up by the path of a module: see `rank` and `scale`."""
 
@@ -229,7 +228,7 @@ def _is_empty(value: object) -> bool:
     return value is None or value is False or value in ([], {}, "")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Type:
     """What a value must be, in words, and whether it is."""
 

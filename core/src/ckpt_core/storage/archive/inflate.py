@@ -196,7 +196,12 @@ def inflated(path: str | os.PathLike[str], state: FileState | None = None) -> In
 def is_tar_in_gzip(path: str | os.PathLike[str], state: FileState | None = None) -> bool:
     """Whether a file begins as a gzip file does whose contents begin as a tar does."""
     with open_file(path, state) as file:
-        return file.pread(len(_MAGIC), 0) == _MAGIC and is_tar(_inflated_head(file))
+        return holds_tar_in_gzip(file)
+
+
+def holds_tar_in_gzip(file: StoredFile) -> bool:
+    """The same of an open file."""
+    return file.pread(len(_MAGIC), 0) == _MAGIC and is_tar(_inflated_head(file))
 
 
 def _inflated_head(file: StoredFile) -> bytes:

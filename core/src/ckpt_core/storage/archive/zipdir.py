@@ -26,6 +26,7 @@ LOCATOR64 = struct.Struct("<4sIQI")
 LOCAL_SIGNATURE, CENTRAL_SIGNATURE, END_SIGNATURE = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 END64_SIGNATURE, LOCATOR64_SIGNATURE = b"PK\x06\x06", b"PK\x06\x07"
 ZIP64_FIELD = 0x0001
+_SUM_IN_LOCAL, _SUM_IN_CENTRAL = 14, 16
 U16, U32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED, _DESCRIPTOR = 0x2041, 0x0008  # bits 0, 6 and 13; bit 3: sizes follow the data
 
@@ -48,12 +49,18 @@ def read_zip_directory(stream: BinaryIO, file: str, start: int, end: int) -> dic
 
     Raises `FormatError` naming `file` unless the archive is complete, consistent and uncompressed.
     """
-    return _Directory(stream, file, start, end).members()
+    return Directory(stream, file, start, end).members()
 
 
-class _Directory:
+class Directory:
+    """The directory of one archive, and what it was read from: `looked_at` are ranges of bytes (offset, count) in the file, and `sums` are the
+    two places that tell the CRC-32 of each member, in its own header and in the directory.
+    """
+
     def __init__(self, stream: BinaryIO, file: str, start: int, end: int) -> None:
         self._stream, self._file, self._start, self._end = stream, file, start, end
+        self.looked_at: list[tuple[int, int]] = []
+        self.sums: dict[str, tuple[int, int]] = {}
 
     def members(self) -> dict[str, Member]:
         directory, size, count = self._locate()
@@ -69,7 +76,7 @@ class _Directory:
         listed.sort(key=lambda entry: entry[0])
         found: dict[str, Member] = {}
         free_from = self._start
-        for header, name, size, crc, flags in listed:
+        for header, name, size, crc, flags, at in listed:
             where = self._start + header
             if where < free_from:
                 self._fail(
@@ -84,6 +91,7 @@ class _Directory:
             if name in found:
                 self._fail(f"the zip archive holds {name!r} twice")
             found[name] = Member(name, data, size, crc)
+            self.sums[name] = where + _SUM_IN_LOCAL, directory + at + _SUM_IN_CENTRAL
         return found
 
     def _locate(self) -> tuple[int, int, int]:
@@ -125,9 +133,9 @@ class _Directory:
             )
         return self._start + offset, size, count
 
-    def _entries(self, directory: bytes, count: int) -> list[tuple[int, str, int, int, int]]:
-        """(header offset, name, size, crc, flags) of each member."""
-        listed: list[tuple[int, str, int, int, int]] = []
+    def _entries(self, directory: bytes, count: int) -> list[tuple[int, str, int, int, int, int]]:
+        """(header offset, name, size, crc, flags) of each member, and where in the directory it is told."""
+        listed: list[tuple[int, str, int, int, int, int]] = []
         at = 0
         for _ in range(count):
             if at + CENTRAL.size > len(directory):
@@ -137,7 +145,7 @@ class _Directory:
                 :13
             ]
             disk, header = fields[13], fields[16]
-            name_at = at + CENTRAL.size
+            entry, name_at = at, at + CENTRAL.size
             extra_at = name_at + name_length
             at = extra_at + extra_length + comment_length
             if signature != CENTRAL_SIGNATURE or at > len(directory):
@@ -161,7 +169,7 @@ class _Directory:
                 )
             if disk not in (0, U16):
                 self._fail("the zip archive is in several parts", found=f"{name!r} in part {disk}")
-            listed.append((header, name, size, crc, flags))
+            listed.append((header, name, size, crc, flags, entry))
         if at != len(directory):
             self._fail("the zip directory holds more than its members", found=f"{len(directory) - at} bytes")
         return listed
@@ -212,6 +220,7 @@ class _Directory:
     def _read(self, offset: int, count: int) -> bytes:
         if offset < self._start or count < 0 or offset + count > self._end:
             self._fail("the zip archive points past its end", found=f"{count} bytes from byte {offset} on")
+        self.looked_at.append((offset, count))
         self._stream.seek(offset)
         data = self._stream.read(count)
         if len(data) != count:

@@ -7,18 +7,13 @@ pages would push out those of other programs. So the conversion drops each page 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import threading
 
 from ckpt_core.lean import dataclass
+from ckpt_core.storage.bytes import libc
 from ckpt_core.storage.bytes.files import pread_into
 from ckpt_core.storage.bytes.memory import memory
-
-_C = ctypes.CDLL(None, use_errno=True)
-_sync_file_range = getattr(_C, "sync_file_range", None)  # only Linux has it
-if _sync_file_range is not None:
-    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 _LARGEST = 2 << 20  # bytes of the largest folio
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
@@ -43,8 +38,8 @@ def start_writeback(descriptor: int, *, drop: bool = False) -> None:
 
     It does not wait, and promises nothing. The sync at the end then has little left to write.
     """
-    if not drop and _sync_file_range is not None:
-        _sync_file_range(descriptor, 0, 0, _WRITE)
+    if not drop and (sync_file_range := libc.sync_file_range()) is not None:
+        sync_file_range(descriptor, 0, 0, _WRITE)
     else:
         drop_pages(descriptor, 0, 0)
 

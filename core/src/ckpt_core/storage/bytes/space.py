@@ -6,15 +6,10 @@ says so at once. `os.posix_fallocate` would do more than that: where a file syst
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 
-_C = ctypes.CDLL(None, use_errno=True)
-_fallocate = getattr(_C, "fallocate64", None) or getattr(_C, "fallocate", None)  # Linux alone has one
-if _fallocate is not None:
-    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
+from ckpt_core.storage.bytes import libc
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of fallocate(2)
 _ONE_HOLE = 1 << 16
@@ -47,8 +42,9 @@ def take_space(descriptor: int) -> None:
     """
     status = os.fstat(descriptor)
     size = status.st_size
-    if _fallocate is not None and status.st_blocks * 512 < size and _fallocate(descriptor, 0, 0, size):
-        reason = ctypes.get_errno()
+    fallocate = libc.fallocate()
+    if fallocate is not None and status.st_blocks * 512 < size and fallocate(descriptor, 0, 0, size):
+        reason = libc.reason()
         if reason in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(reason, os.strerror(reason))
 
@@ -79,4 +75,5 @@ def drops_space(folder: str) -> bool:
 
 
 def _punched(descriptor: int, start: int, size: int) -> bool:
-    return _fallocate is not None and size > 0 and not _fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, size)
+    fallocate = libc.fallocate()
+    return fallocate is not None and size > 0 and not fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, size)

@@ -69,8 +69,11 @@ class LocalFile:
 
     def pread(self, count: int, offset: int) -> bytes:
         """See `StoredFile`."""
-        with naming(self.path):
+        try:
             return os.pread(self._descriptor, count, offset)
+        except OSError as error:  # as `naming` does: this is called for each of very many torch files
+            error.filename = error.filename or self.path
+            raise
 
     def stream(self) -> BinaryIO:
         """See `StoredFile`."""

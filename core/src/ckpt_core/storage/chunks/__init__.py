@@ -1,9 +1,24 @@
 """Tensors in chunks: torch distributed checkpoints and zarr."""
 
-from ckpt_core.storage.chunks.dcp import METADATA, read_distributed
-from ckpt_core.storage.chunks.dcp_write import ChunkSpec, plan_distributed
-from ckpt_core.storage.chunks.tensor import ChunkedTensor, DistributedCheckpoint
-from ckpt_core.storage.chunks.zarr import read_zarr
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckpt_core.storage.chunks.dcp import read_distributed
+    from ckpt_core.storage.chunks.dcp_write import ChunkSpec, plan_distributed
+    from ckpt_core.storage.chunks.tensor import METADATA, ChunkedTensor, DistributedCheckpoint
+    from ckpt_core.storage.chunks.zarr import read_zarr
+else:
+    from ckpt_core.lazily import found_in
+
+    __getattr__ = found_in(
+        __name__,
+        {
+            ".dcp": "read_distributed",
+            ".dcp_write": "ChunkSpec plan_distributed",
+            ".tensor": "METADATA ChunkedTensor DistributedCheckpoint",
+            ".zarr": "read_zarr",
+        },
+    )
 
 __all__ = [
     "METADATA",

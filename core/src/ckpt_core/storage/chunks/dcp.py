@@ -17,16 +17,13 @@ from ckpt_core.errors import FormatError, Problems
 from ckpt_core.storage.archive.inflate import open_stored
 from ckpt_core.storage.archive.tree import Tree, open_tree
 from ckpt_core.storage.bytes.byterange import ByteRange
-from ckpt_core.storage.chunks.tensor import Blob, Chunk, ChunkedTensor, DistributedCheckpoint, check_tiling
+from ckpt_core.storage.chunks.tensor import METADATA, Blob, Chunk, ChunkedTensor, DistributedCheckpoint, check_tiling
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.opaque import Opaque, brief
 from ckpt_core.storage.pickle.reader import read_pickle
 from ckpt_core.text import plural
 
 __all__ = ["METADATA", "Blob", "Chunk", "ChunkedTensor", "DistributedCheckpoint", "read_distributed"]
-
-METADATA = ".metadata"
-"""The file of a torch distributed checkpoint that says what lies where."""
 
 _MODULE = "torch.distributed.checkpoint."
 # Megatron-Core 0.15 pickles a subclass of Metadata; its fields are the same.

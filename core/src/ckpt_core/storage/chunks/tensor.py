@@ -12,8 +12,9 @@ from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.storage.torch.reading import read_torch_file
 
+METADATA = ".metadata"
+"""The file of a torch distributed checkpoint that says what lies where."""
 # Of all boxes of a tensor, along the axes that are cut: 200 MB of memory. A million chunks along one axis have so many.
 _MOST_CORNERS = 1 << 21
 
@@ -32,6 +33,8 @@ class Blob:
 
     def read(self) -> Any:
         """The object it holds, with a `StoredTensor` for each tensor."""
+        from ckpt_core.storage.torch.reading import read_torch_file
+
         try:
             return read_torch_file(self.file, self.offset, self.length)
         except FormatError as problem:

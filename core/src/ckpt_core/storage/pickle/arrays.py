@@ -15,8 +15,7 @@ import math
 import re
 from typing import Any
 
-import numpy as np
-
+from ckpt_core import numpy as np
 from ckpt_core.storage.pickle.makers import Args, Maker, Reading
 from ckpt_core.storage.pickle.opaque import Opaque, brief
 
@@ -31,7 +30,17 @@ def _numpy_dtype(args: Args, reading: Reading) -> np.dtype[Any]:
     return np.dtype(code, align=False, copy=True)
 
 
-def set_dtype_state(dtype: np.dtype[Any], state: object, reading: Reading) -> None:
+def is_of_numpy(target: object) -> bool:
+    """Whether it is an array or a dtype. A pickle without any does not import NumPy."""
+    return type(target).__module__.partition(".")[0] == "numpy"
+
+
+def set_numpy_state(target: Any, state: object, reading: Reading) -> None:
+    """BUILD of a NumPy array or dtype."""
+    (_set_array_state if isinstance(target, np.ndarray) else _set_dtype_state)(target, state, reading)
+
+
+def _set_dtype_state(dtype: np.dtype[Any], state: object, reading: Reading) -> None:
     """BUILD of a NumPy dtype: (3, byte order, no sub-array, no names, no fields, size, alignment, flags)."""
     if not isinstance(state, tuple) or not 8 <= len(state) <= 9 or state[1] not in ("<", ">", "|", "="):
         reading.fail("the state of a NumPy dtype is damaged", found=brief(state))
@@ -76,7 +85,7 @@ def _array_bytes(
     return bytes(data), dtype, shape
 
 
-def set_array_state(array: np.ndarray[Any, Any], state: object, reading: Reading) -> None:
+def _set_array_state(array: np.ndarray[Any, Any], state: object, reading: Reading) -> None:
     """BUILD of a NumPy array: (1, shape, dtype, whether column-major, bytes)."""
     if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[3], bool | int):
         reading.fail("the state of a NumPy array is damaged", found=brief(state))

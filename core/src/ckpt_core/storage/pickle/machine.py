@@ -9,11 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-import numpy as np
-
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.bytes.byterange import ByteRange
-from ckpt_core.storage.pickle.arrays import set_array_state, set_dtype_state
+from ckpt_core.storage.pickle.arrays import is_of_numpy, set_numpy_state
 from ckpt_core.storage.pickle.limits import Limits
 from ckpt_core.storage.pickle.makers import VALUES, Maker, check_key, fill_dict
 from ckpt_core.storage.pickle.opaque import Opaque, brief
@@ -381,12 +379,10 @@ class Machine:
                 target.state.update(state)
             else:
                 self.fail(f"the pickle sets the state of {target.qualname} twice")
-        elif isinstance(target, np.ndarray):
-            set_array_state(target, state, self)
-        elif isinstance(target, np.dtype):
-            set_dtype_state(target, state, self)
         elif target is None or isinstance(target, Opaque | str | bytes | int | float | list | tuple):
             self.fail("the pickle sets the state of something that has none", found=brief(target))
+        elif is_of_numpy(target):
+            set_numpy_state(target, state, self)
         # Else attributes of a state dict (`_metadata`: module versions) or of a parameter: they hold no weights.
 
     def persistent(self, key: Any) -> None:

@@ -23,7 +23,7 @@ from ckpt_core.lean import dataclass
 from ckpt_core.storage.archive.inflate import open_stored
 from ckpt_core.storage.archive.tar import BLOCK, is_tar
 from ckpt_core.storage.archive.tree import Tree
-from ckpt_core.storage.archive.zipdir import LOCAL_SIGNATURE, Member, read_zip_directory
+from ckpt_core.storage.archive.zipdir import LOCAL_SIGNATURE, Directory, Member
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.byterange import ByteRange
 from ckpt_core.storage.bytes.files import unreadable
@@ -32,6 +32,7 @@ from ckpt_core.storage.bytes.stored import first_bytes
 from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.pickle.reader import Limits, read_pickle
 from ckpt_core.storage.tensor import Record, StoredTensor
+from ckpt_core.storage.torch import alike
 from ckpt_core.storage.torch.legacy import read_legacy, starts_with_magic
 from ckpt_core.storage.torch.tensors import TORCH_MAKERS, StoredStorage, storage_class
 
@@ -64,6 +65,8 @@ def read_torch_file(
     Only headers and the pickle are read. Raises `FormatError` naming `path`.
     """
     file = os.fspath(path)
+    if length is not None and (tensor := alike.known(file, base_offset, length, limits)) is not None:
+        return tensor
     try:
         with open_stored(file) as stream:
             size = stream.seek(0, os.SEEK_END)
@@ -124,6 +127,7 @@ class _Alone:
 _ALIKE: dict[tuple[bytes, Limits], _Alone] = {}
 _MOST_ALIKE = 1 << 10
 _MAX_ALIKE = 1 << 10
+_READ = ("data.pkl", "byteorder")  # members whose content is read
 
 
 class _ZipFile:
@@ -132,7 +136,8 @@ class _ZipFile:
     def __init__(self, stream: BinaryIO, file: str, start: int, end: int) -> None:
         self.file = file
         self._stream = stream
-        self._members = read_zip_directory(stream, file, start, end)
+        self._directory, self._start, self._length = Directory(stream, file, start, end), start, end - start
+        self._members = self._directory.members()
         self._folder = self._find_folder()
         self._storages: dict[str, StoredStorage] = {}
 
@@ -146,9 +151,13 @@ class _ZipFile:
         if pickle.size > _MAX_ALIKE:
             return self._object(pickle, limits, self._load)
         content = self._range(pickle).take(pickle.size)
+        read = [member for name in _READ if (member := self._members.get(f"{self._folder}/{name}")) is not None]
         known = _ALIKE.get((content, limits))
         if known is not None:
-            return known.tensor_on(self._load(known.key))
+            tensor = known.tensor_on(self._load(known.key))
+            storage = self._members[f"{self._folder}/data/{known.key[2]}"]
+            alike.remember(tensor, storage, self._stream, self._directory, read, self._start, self._length, limits)
+            return tensor
         keys: list[Any] = []
 
         def load(key: Any) -> StoredStorage:

@@ -7,26 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckpt_core.errors import FormatError
-from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.output import Checksum, OutputFile
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.opaque import brief
-from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.storage.tensor import StateDict, StoredTensor
 from ckpt_core.storage.torch.reading import read_torch_file
 from ckpt_core.storage.torch.writing import TensorSpec, plan_torch_file
 from ckpt_core.text import plural
 
 # What trainers call the state dict in a file that holds more than it: Lightning, plain loops, DeepSpeed.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-
-
-@dataclass(frozen=True)
-class StateDict:
-    """The named tensors of a file; where they lie under a key `wrapper`, `beside` is what else the file holds, in words."""
-
-    tensors: dict[str, StoredTensor]
-    wrapper: str = ""
-    beside: tuple[str, ...] = ()
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:

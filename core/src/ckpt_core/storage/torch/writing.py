@@ -24,7 +24,6 @@ import re
 import struct
 import zlib
 from collections.abc import Hashable
-from pathlib import PurePath
 from typing import Any
 
 from ckpt_core.lean import dataclass
@@ -109,6 +108,8 @@ def plan_torch_file(value: Any, name: str) -> TorchFilePlan:
 
 def _folder(name: str) -> str:
     """The folder inside the archive: the file's stem, as torch has it, where a zip member may be called so."""
+    from pathlib import PurePath
+
     stem = PurePath(name).stem
     return stem if re.fullmatch(r"[\w.,=+@%~ -]+", stem, re.ASCII) and stem.strip(".") else "archive"
 

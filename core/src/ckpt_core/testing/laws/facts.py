@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ckpt_core.api import OpenCheckpoint, plan_conversion
+from ckpt_core.api import plan_conversion
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.run import run_plan
 from ckpt_core.errors import CkptError
+from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.plugins.discovery import require
 from ckpt_core.testing.examples import calm_numbers
 from ckpt_core.testing.functions import apart, outputs

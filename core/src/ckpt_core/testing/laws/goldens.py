@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ckpt_core.api import OpenCheckpoint, digests, fingerprint, fingerprint_of, read_checkpoint
+from ckpt_core.api import digests, fingerprint, fingerprint_of, read_checkpoint
 from ckpt_core.architecture import Architecture
 from ckpt_core.errors import CkptError
+from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.plugins.discovery import require
 from ckpt_core.testing.examples import calm_numbers
 from ckpt_core.testing.functions import POSITIONS, apart

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from ckpt_core.api import OpenCheckpoint, fingerprint, plan_conversion, read_checkpoint
+from ckpt_core import numpy as np
+from ckpt_core.api import fingerprint, plan_conversion, read_checkpoint
 from ckpt_core.architecture import Architecture, Facts, Parameter, architecture_of, facts_of
 from ckpt_core.engine.run import run_plan
 from ckpt_core.errors import Refusal
+from ckpt_core.opened import OpenCheckpoint
 from ckpt_core.plugins.discovery import require
 from ckpt_core.storage.bytes.stored import read_small
 from ckpt_core.testing.laws.base import Law, assert_same_weights

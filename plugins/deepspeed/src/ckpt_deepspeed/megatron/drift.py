@@ -8,7 +8,7 @@ over the ranks, and so we read it, in float32, and say by how much they differ.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from ckpt_core.sdk import disk, dtypes, errors, layouts, lazy, ledgers, reading,
 _BOX = 1 << 20  # elements
 
 
-@dataclass
+@schema.dataclass
 class Drift:
     """Compares what ranks hold, and keeps what was found.
 

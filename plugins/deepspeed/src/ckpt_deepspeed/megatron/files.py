@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import Architecture, CkptError, FormatError, StoredTensor, errors, torch_files
+from ckpt_core.sdk import Architecture, CkptError, FormatError, StoredTensor, errors, schema, torch_files
 from ckpt_deepspeed import zero
 from ckpt_deepspeed.contents import STATES
 from ckpt_deepspeed.files import Folder, ranks, read_states, section
@@ -83,7 +83,7 @@ def parameter_name(native: str, layers: int) -> str:
     return TIED + name if place == EMBEDDING else f"{place}.{name}"
 
 
-@dataclass
+@schema.dataclass
 class StepContents:
     """What a folder holds. `weights` and `masters` are per tensor parallel rank, by the names of the tables.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ckpt_core.sdk import (
     Architecture,
@@ -22,6 +22,7 @@ from ckpt_core.sdk import (
     lazy,
     ledgers,
     reading,
+    schema,
 )
 from ckpt_deepspeed.contents import ARGS
 from ckpt_deepspeed.files import find_folder, scan
@@ -84,7 +85,7 @@ def read(path: str, request: ReadRequest) -> Description:
     )
 
 
-@dataclass
+@schema.dataclass
 class _Model:
     """The model that the args (or `--config`) describe, and what that rests on. `config` is the file of the args.
 
@@ -138,7 +139,7 @@ def _check_exact(step: StepContents) -> None:
     """Without optimizer files, weights that were trained in fp32 are the masters."""
     dtypes = {kept.dtype.name for held in step.weights for kept in held.values() if isinstance(kept, StoredTensor)}
     if dtypes != {"fp32"}:
-        raise CkptError(
+        raise errors.NotCarried(
             "there are no fp32 masters: no *_optim_states.pt lies in the folder",
             file=step.folder,
             fix="use --weights model",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -19,6 +19,7 @@ from ckpt_core.sdk import (
     layouts,
     ledgers,
     rewrites,
+    schema,
     torch_files,
 )
 from ckpt_deepspeed.files import LATEST, LATEST_UNIVERSAL
@@ -38,7 +39,7 @@ from ckpt_megatron.sdk import DIVISIBLE, inverse_frequencies, namespace, padded,
 from ckpt_megatron.sdk import weights as megatron
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Layout:
     """What was decided about the files."""
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, Refusal, StoredTensor, disk, dtypes, lazy
+from ckpt_core.sdk import FormatError, Refusal, StoredTensor, disk, dtypes, lazy, schema
 from ckpt_hf.quantised.methods import Method, fates_of, of_activations, scaled
 from ckpt_hf.quantised.said import Said
 from ckpt_hf.quantised.schemes import FourBit, Integers
@@ -44,7 +43,7 @@ _FORMATS = (
 )
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Group:
     """Modules that are quantised alike: which they are (`targets`), and how their weights are."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, documents, dtypes, errors, lazy, ledgers
+from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, documents, dtypes, errors, lazy, ledgers, schema
 from ckpt_hf.files import CONFIG, SIDE_FILE
 from ckpt_hf.quantised.said import KEY, Said
 from ckpt_hf.quantised.spelling import FP8, WEIGHT, Quantity
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SECTION = "text_config"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Folded:
     """The tensors of a model without what only belongs to others: a quantised weight is there under its own name.
 

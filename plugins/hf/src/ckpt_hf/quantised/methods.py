@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
-from ckpt_core.sdk import StoredTensor, dtypes, lazy, ledgers
+from ckpt_core.sdk import StoredTensor, dtypes, lazy, ledgers, schema
 from ckpt_hf.quantised.said import Said
 from ckpt_hf.quantised.schemes import FourBit, Scaled
 from ckpt_hf.quantised.spelling import (
@@ -24,7 +24,7 @@ from ckpt_hf.quantised.spelling import (
 )
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Method:
     """How a checkpoint is quantised: `what` in words, and the spellings of its tensors.
 

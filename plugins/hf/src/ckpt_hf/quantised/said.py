@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, dtypes
+from ckpt_core.sdk import FormatError, dtypes, schema
 
 KEY = "quantization_config"
 HINT = "quantisation"
 """The hint that has what the source's configs say of its codes: the settings, and the file beside config.json, where there is one."""
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Said:
     """What a config says of how the model was quantised: `settings` stand in `file`, below `key`; `dtype` is that of the weights that
     the tools make of it, by config.json."""

@@ -6,14 +6,13 @@ A weight is the float32 product of the value of its code and its scale, as every
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from ckpt_core.sdk import FormatError, Refusal, dtypes, lazy
+from ckpt_core.sdk import FormatError, Refusal, dtypes, lazy, schema
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Scaled:
     """Codes of one byte, each times the scale of its block: `block` is how many rows and how many columns share a scale, 0 is all of them.
 
@@ -30,7 +29,7 @@ class Scaled:
         return multiplied(numbers, scales, width, height, first)
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Blocks(Scaled):
     """E4M3 codes of whole blocks, as transformers quantises them (`Fp8Quantize`, 5.24): a block's largest value becomes 448."""
 
@@ -52,7 +51,7 @@ class Blocks(Scaled):
         return codes, one / times
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class Integers:
     """Codes that are whole numbers, (code - zero point) * scale. They have `bits` bits each, in words that hold the elements of a row one
     after the other from the least significant bit on, without gaps; or they are int8, where `packed` is false.
@@ -111,7 +110,7 @@ def unpacked(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     return np.packbits(single, axis=2, bitorder="little")[..., 0]
 
 
-@dataclass(frozen=True, slots=True)
+@schema.dataclass(frozen=True, slots=True)
 class FourBit:
     """Codes of E2M1, two in a byte, the low one first, each times the scale of `group` columns. There may be a scale of those scales, which
     they are multiplied by, or divided by (`divided`: compressed-tensors keeps the reciprocal of what ModelOpt does)."""

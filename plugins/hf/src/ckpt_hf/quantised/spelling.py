@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
-from ckpt_core.sdk import FormatError, StoredTensor, lazy
+from ckpt_core.sdk import FormatError, StoredTensor, lazy, schema
 
 WEIGHT = ".weight"
 FP8 = ("fp8_e4m3", "fp8_e5m2")
 _SCALE_DTYPES = ("fp32", "fp16", "bf16", "fp8_e8m0", "uint8", "fp8_e4m3")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Quantity:
     """A stored tensor with its name."""
 
@@ -32,7 +31,7 @@ class Quantity:
         return lazy.Operand(self.name, self.stored, width, rows, stored_rows, scale)
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Parts:
     """What was found of one weight: `codes`, and by their roles what else belongs to them. `name` is that of the weight, and `what` the scheme
     in words."""
@@ -47,7 +46,7 @@ Made = Callable[[Parts], StoredTensor]
 """The weight that parts make. `FormatError` where they contradict each other or what the config says."""
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Spelling:
     """How one scheme calls what it stores of a weight.
 
@@ -109,7 +108,7 @@ Kind = str | tuple[int, int]
 """Which values share a scale: all of a tensor, those of a row, or those of a block of so many rows and columns."""
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Shared:
     """Which values share a scale: those of a `block` of so many rows and columns; 0 is all of them. `matrices`, `rows` and `columns` are
     how the codes are seen, and `operand` is the scales."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -19,9 +19,9 @@ from ckpt_core.sdk import (
     layouts,
     lazy,
     ledgers,
+    schema,
 )
 from ckpt_hf.quantised.said import HINT, KEY
-from ckpt_hf.quantised.schemes import Blocks
 from ckpt_hf.quantised.spelling import WEIGHT
 
 QUANTISE, FP8_BLOCK = "quantise", "fp8-block"
@@ -37,7 +37,7 @@ _TOGETHER = (
 )
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Coded:
     """The tensors of a folder that are stored as codes and scales, by the names of the weights, and what its configs say of them.
 
@@ -123,6 +123,8 @@ def _is_embedding(native: layouts.Native) -> bool:
 
 
 def _fp8(native: layouts.Native, dtype: dtypes.DType) -> StoredTensor:
+    from ckpt_hf.quantised.schemes import Blocks  # which computes, with NumPy
+
     rows, columns = native.shape
     e4m3, grid = dtypes.BY_NAME["fp8_e4m3"], (rows // _BLOCK, columns // _BLOCK)
     codes = lazy.Operand(native.name, StoredTensor.contiguous("", e4m3, (rows, columns), 0), columns)

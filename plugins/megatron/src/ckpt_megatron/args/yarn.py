@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import CkptError, Facts, Refusal, configs, schema
@@ -21,7 +20,7 @@ _ROTARY = "attention.rotary"
 _SCALING = f"{_ROTARY}.scaling"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Yarn:
     """The `names` of the numbers, by the schema's; `nulls` is what a null stands for. A number without one must be given."""
 

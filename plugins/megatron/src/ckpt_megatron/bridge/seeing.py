@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -584,7 +584,7 @@ _OF_QWEN2_5 = [
 # fmt: on
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Seeing:
     """A provider class of a model that sees: its dotted name, the table of its fields, and the tables of its tensors."""
 

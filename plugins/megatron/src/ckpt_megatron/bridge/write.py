@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,7 @@ from ckpt_core.sdk import (
     facts_of,
     ledgers,
     rewrites,
+    schema,
     torch_files,
 )
 from ckpt_megatron.bridge.config import OLD, SEEING, VERSIONS, needs, newest_for, table_of, tables_of, written_fields
@@ -42,7 +43,7 @@ _SAMPLES = (CONSUMED, "skipped_train_samples", "consumed_valid_samples")
 _DONE = ("do_train", "do_valid", "do_test")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Run:
     """A run as its config says it: the files' `layout`, the `model` as Bridge holds it, and the fields of its class `target`.
 

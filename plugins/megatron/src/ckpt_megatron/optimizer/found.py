@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import StoredTensor, chunked, disk, errors, reading
+from ckpt_core.sdk import StoredTensor, chunked, disk, errors, reading, schema
 from ckpt_megatron.found import RankShare
 from ckpt_megatron.optimizer.groups import DROP
 
@@ -19,7 +19,7 @@ KINDS: dict[str, reading.Kind] = {
 """What a distributed optimizer keeps of a parameter, by its names."""
 
 
-@dataclass
+@schema.dataclass
 class FoundOptimizer:
     """What was found of an optimizer, by the names of the tables: tensors by kind, and the groups with their members."""
 

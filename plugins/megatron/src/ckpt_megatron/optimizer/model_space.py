@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, chunked, dtypes, errors, reading
+from ckpt_core.sdk import FormatError, chunked, dtypes, errors, reading, schema
 from ckpt_megatron.flattened import unflattened
 from ckpt_megatron.names import unwrapped
 from ckpt_megatron.optimizer.found import KINDS, check_precision
@@ -22,7 +21,7 @@ STATE = "optimizer.state."
 """What the keys begin with."""
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class DistStates:
     """What an optimizer keeps of each parameter, by its names for it. `of_half`: masters are kept of parameters in half precision alone.
 

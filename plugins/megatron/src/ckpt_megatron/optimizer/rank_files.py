@@ -10,10 +10,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, StoredTensor, errors, reading, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, errors, reading, schema, torch_files
 from ckpt_megatron.files import optimizer_file
 from ckpt_megatron.masters import BUFFERS, KEY
 from ckpt_megatron.optimizer.buffers import fitted, walked
@@ -28,7 +27,7 @@ Place = tuple[int, str]
 """A parameter of a rank: its virtual stage, and its name in the file."""
 
 
-@dataclass
+@schema.dataclass
 class RankOptimizer:
     """The optimizer of one rank: the tensors of each virtual stage by stored name, and the group of every parameter."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, TargetBuilder, WriteRequest, dtypes, errors, ledgers, reading, torch_files
+from ckpt_core.sdk import Checkpoint, TargetBuilder, WriteRequest, dtypes, errors, ledgers, reading, schema, torch_files
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.files import FSDP_DTENSOR
 from ckpt_megatron.layout import DIVISIBLE, FileLayout, keeping_rows
@@ -27,7 +27,7 @@ _MOMENTS = DistStates({"exp_avg": reading.EXP_AVG, "exp_avg_sq": reading.EXP_AVG
 _HALF = DistStates({"fp32_param": reading.MASTER, **_MOMENTS.kinds}, of_half=True)
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class OptimizerChoice:
     """The optimizer that a state is written for. `masters`: it keeps masters beside the weights."""
 
@@ -84,7 +84,7 @@ def continued(layout: FileLayout, checkpoint: Checkpoint, request: WriteRequest)
     return layout if multiple is None else replace(layout, multiple=multiple)
 
 
-@dataclass
+@schema.dataclass
 class WrittenState:
     """The state of a training in the files: what `args` and the common state say, and its groups.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import dtypes, errors, layouts, reading, torch_files
+from ckpt_core.sdk import dtypes, errors, layouts, reading, schema, torch_files
 from ckpt_megatron.builder import GPTBuilder
 from ckpt_megatron.masters import KEY
 from ckpt_megatron.optimizer.buffers import walked
@@ -19,7 +19,7 @@ DISTRIBUTED_FILE = "distrib_optim.pt"
 _STATES = ("param", "exp_avg", "exp_avg_sq")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class KeptParameter:
     """A parameter of a rank: its native tensor, the shape that the file has it in, and its virtual stage."""
 
@@ -28,7 +28,7 @@ class KeptParameter:
     chunk: int
 
 
-@dataclass
+@schema.dataclass
 class WrittenRank:
     """What a rank's file says of its optimizer, where it puts tensors (by their path in the file), and the bytes of those that are known.
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import resources
 
-from ckpt_core.sdk import configs, ignore, key_is
+from ckpt_core.sdk import configs, ignore, key_is, schema
 
 _FILE = "config_fields.txt"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class ConfigField:
     """One line of the table."""
 

@@ -6,7 +6,6 @@ How many rows the vocabulary has is not here: the formats say it in ways of thei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -23,6 +22,7 @@ from ckpt_core.sdk import (
     note,
     one_of,
     same_as,
+    schema,
 )
 from ckpt_megatron.args.attention import biases, head_dim, window
 from ckpt_megatron.args.mlp import clamped, widths
@@ -49,7 +49,7 @@ _SPECS = (
 )
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class OfFields(configs.Entry):
     """A line about arguments as one about fields: under the fields' names, without what is an argument alone."""
 

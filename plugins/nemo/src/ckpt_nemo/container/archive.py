@@ -18,9 +18,9 @@ from typing import Any
 from ckpt_core.sdk import FormatError, company, disk, documents, errors, ledgers, torch_files, trees
 from ckpt_nemo.container.distributed import distributed_weights
 from ckpt_nemo.container.omegaconf import resolved
-from ckpt_nemo.container.saved import Rank, SavedCheckpoint, rank_of, state_dict
+from ckpt_nemo.container.places import CONFIG, rank_of
+from ckpt_nemo.container.saved import Rank, SavedCheckpoint, state_dict
 
-CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights"
 RANK_FILE = f"{WEIGHTS}.ckpt"
 COMPANIONS = "companions"

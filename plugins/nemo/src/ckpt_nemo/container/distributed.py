@@ -12,10 +12,9 @@ import re
 
 from ckpt_core.sdk import FormatError, chunked, disk, documents, reading, torch_files, trees
 from ckpt_megatron.sdk import contents
+from ckpt_nemo.container.places import COMMON, METADATA
 from ckpt_nemo.container.saved import SavedCheckpoint, unwrapped
 
-METADATA = "metadata.json"
-COMMON = "common.pt"
 _MASTER = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(?:fp32_)?param\.(.+)")
 _MOMENTS: dict[str, reading.Kind] = {kind: kind for kind in reading.MOMENTS}
 _MOMENT = re.compile(rf"optimizer\.state\.({'|'.join(_MOMENTS)})\.(.+)")

@@ -13,10 +13,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import FormatError, RankTensors, StoredTensor, chunked, disk, errors, ledgers, reading, torch_files
+from ckpt_core.sdk import (
+    FormatError,
+    RankTensors,
+    StoredTensor,
+    chunked,
+    disk,
+    errors,
+    ledgers,
+    reading,
+    schema,
+    torch_files,
+)
 from ckpt_megatron.sdk import lightning, masters
 from ckpt_nemo.container.saved import Rank, SavedCheckpoint
 
@@ -42,7 +53,7 @@ def is_bias(name: str, axes: int) -> bool:
 _RULES: tuple[Undecayed, ...] = (is_norm_or_bias, is_bias)
 
 
-@dataclass
+@schema.dataclass
 class FoundOptimizer:
     """The optimizer of all ranks: what lies by number has the name of its weight. `undecayed` says which of two groups has a parameter."""
 
@@ -63,8 +74,6 @@ def saved_training(
 ) -> reading.SavedTraining:
     """The state of the training of which the tensors lie in `ranks`, by the names of the tables."""
     step = reading.adam.one_step(found.steps, found.where, found.files)
-    if step is None:
-        raise FormatError("neither a group nor a parameter of the optimizer has a step", file=found.where)
     members: list[dict[str, None]] = [{} for _ in found.bodies]
     for rank in ranks[reading.EXP_AVG]:
         for name, held in rank.tensors.items():

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
 
 from ckpt_core.sdk import (
     Config,
@@ -28,9 +25,11 @@ from ckpt_core.sdk import (
 )
 from ckpt_megatron.sdk import contents
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # `model.` is the attribute that holds the network; Float16Module and torch.compile add theirs.
 _WRAPPERS = ("model.", "module.", "_orig_mod.")
-_RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})|tp_rank_(\d{2,})_pp_rank_(\d{3,})")
 
 
 def unwrapped(name: str) -> str:
@@ -44,18 +43,6 @@ def unwrapped(name: str) -> str:
     return name
 
 
-def rank_of(folder: str) -> tuple[int, int] | None:
-    """The tensor and pipeline parallel rank that a folder's name says.
-
-    >>> rank_of("mp_rank_03"), rank_of("tp_rank_01_pp_rank_002"), rank_of("model_weights")
-    ((3, 0), (1, 2), None)
-    """
-    match = _RANK_FOLDER.fullmatch(folder)
-    if match is None:
-        return None
-    return (int(match[1]), 0) if match[1] else (int(match[2]), int(match[3]))
-
-
 def rank_folder(tp: int, pp: int, ranks: tuple[int, int]) -> str:
     """The folder of one of `ranks` (tp, pp), with a slash; a single rank has none.
 
@@ -67,7 +54,7 @@ def rank_folder(tp: int, pp: int, ranks: tuple[int, int]) -> str:
     return f"mp_rank_{tp:02d}/" if ranks[1] == 1 else f"tp_rank_{tp:02d}_pp_rank_{pp:03d}/"
 
 
-@dataclass
+@schema.dataclass
 class Rank:
     """One model parallel rank: its tensors by unwrapped name, a dict for each of its virtual pipeline stages.
 
@@ -82,7 +69,7 @@ class Rank:
     step: object = None
 
 
-@dataclass
+@schema.dataclass
 class SavedCheckpoint:
     """A checkpoint as it lies on disk, from headers alone.
 

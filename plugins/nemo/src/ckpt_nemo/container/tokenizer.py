@@ -13,12 +13,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from blake3 import blake3
 
-from ckpt_core.sdk import CkptError, FormatError, company, documents, ledgers, trees
+from ckpt_core.sdk import CkptError, FormatError, company, documents, ledgers, schema, trees
 from ckpt_megatron.sdk import DIVISIBLE
 from ckpt_nemo.container.sentencepiece import piece_count
 
@@ -29,7 +29,7 @@ _LIMIT = 256 << 20
 _FILES = {"model": "tokenizer.model", "vocab_file": "vocab.json", "merge_file": "merges.txt"}
 
 
-@dataclass
+@schema.dataclass
 class Tokenizer:
     """The tokenizer of a checkpoint: its section of the config, its files by their usual names, and its size if known."""
 
@@ -110,7 +110,7 @@ def multiple_in(config: Mapping[str, Any]) -> int:
     return value
 
 
-@dataclass
+@schema.dataclass
 class Artifacts:
     """What a written checkpoint has of a tokenizer: the section of the config, and the files by their stored names.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -26,14 +26,16 @@ from ckpt_core.sdk import (
     ledgers,
     reading,
     rewrites,
+    schema,
     torch_files,
     trees,
 )
 from ckpt_megatron.sdk import lightning
-from ckpt_nemo.container.archive import COMPANIONS, CONFIG, RANK_FILE, WEIGHTS
+from ckpt_nemo.container.archive import COMPANIONS, RANK_FILE, WEIGHTS
 from ckpt_nemo.container.continuing import Groups, Path, optimizer_of_rank, step_name, unsaid
-from ckpt_nemo.container.lightning import FOLDER, HPARAMS, SUFFIX, VERSION
+from ckpt_nemo.container.lightning import HPARAMS, VERSION
 from ckpt_nemo.container.optimizer import STATES, Undecayed
+from ckpt_nemo.container.places import CONFIG, FOLDER, SUFFIX
 from ckpt_nemo.container.saved import rank_folder
 
 _ARCHIVE = "model.nemo"
@@ -41,7 +43,7 @@ _EMBEDDED = 64 << 20  # bytes of one companion
 STEP = "step=0-consumed_samples=0.0"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Constant:
     """A tensor whose values are known in advance: a buffer."""
 
@@ -57,7 +59,7 @@ State = Mapping[str, Entry]
 None stands for the extra state of a module that has none."""
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Form:
     """How the checkpoint is kept: the container, and for `ckpt` the name of the step, the config for its files, and the run that it continues."""
 

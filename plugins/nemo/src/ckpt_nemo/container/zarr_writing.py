@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ckpt_core.sdk import disk, dtypes, layouts, torch_files
+from ckpt_core.sdk import disk, dtypes, layouts, schema, torch_files
 from ckpt_megatron.sdk import backend_document
-from ckpt_nemo.container.distributed import COMMON, METADATA
+from ckpt_nemo.container.places import COMMON, METADATA
 from ckpt_nemo.container.writing import NemoBuilder
 
 _DTYPES = {"fp32": "<f4", "fp16": "<f2", "fp64": "<f8", "bf16": "bfloat16"}
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class ZarrChunk:
     """A chunk of the array `key` (of `whole` shape): at `index` of the grid of chunks of `shape`."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from ckpt_core.sdk import FormatError, StoredTensor, chunked, errors, layouts, lazy
+from ckpt_core.sdk import FormatError, StoredTensor, chunked, errors, layouts, lazy, schema
 from ckpt_megatron.sdk import dist_tensors, is_fused, layer_of, masters, renumbered
 from ckpt_nemo.container.saved import Rank, SavedCheckpoint
 from ckpt_nemo.gpt.weights import ROTARY, TIED_COPY, is_legacy, legacy, plain
@@ -15,7 +15,7 @@ _FINAL_NORM = "decoder.final_layernorm.weight"
 _GATED_BIAS, _GATED_WEIGHT = ".mlp.linear_fc1.bias", ".mlp.linear_fc1.weight"
 
 
-@dataclass
+@schema.dataclass
 class RankShare:
     """The tensors that the ranks `ranks` hold, by the name of the tables: every copy found, as the shards that tile it."""
 
@@ -23,7 +23,7 @@ class RankShare:
     tensors: dict[str, list[list[lazy.Shard]]] = field(default_factory=dict)
 
 
-@dataclass
+@schema.dataclass
 class GptContents:
     """The tensors of a GPT checkpoint.
 
@@ -183,7 +183,7 @@ def _of_all(saved: SavedCheckpoint, weights: str, found: GptContents, problems: 
 
 def _with_masters(saved: SavedCheckpoint) -> dict[str, chunked.ChunkedTensor]:
     if not saved.masters:
-        raise FormatError(
+        raise errors.NotCarried(
             "there are no fp32 masters (optimizer.state.fp32_param)", file=saved.place, fix="use --weights model"
         )
     problems = errors.Problems("reading fp32 masters")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import Architecture, Refusal, WriteRequest, errors, layouts
+from ckpt_core.sdk import Architecture, Refusal, WriteRequest, errors, layouts, schema
 from ckpt_megatron.sdk import DIVISIBLE, layers_of_stages
 from ckpt_nemo.container.tokenizer import multiple_in
 from ckpt_nemo.gpt.versions import BACKENDS, Since, Version, newer
@@ -15,7 +15,7 @@ from ckpt_nemo.gpt.versions import BACKENDS, Since, Version, newer
 _USUAL = "1.23.0"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class FileLayout:
     """Names, backend and ranks. `megatron_legacy`, `rotary_interleaved` and `separate_gate` are choices of the tables."""
 

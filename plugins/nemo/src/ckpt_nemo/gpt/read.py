@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -16,11 +16,12 @@ from ckpt_core.sdk import (
     architecture_of,
     layouts,
     reading,
+    schema,
 )
 from ckpt_megatron.sdk import padded, te
-from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import check_resolved
 from ckpt_nemo.container.optimizer import distributed_optimizer, moments_by_key, rank_optimizers, saved_training
+from ckpt_nemo.container.places import SUFFIX
 from ckpt_nemo.container.saved import SavedCheckpoint
 from ckpt_nemo.container.tokenizer import Tokenizer, find_tokenizer, multiple_in
 from ckpt_nemo.gpt.config import LEGACY, MCORE, TRAINING_KEYS
@@ -106,7 +107,7 @@ def _check_parts(saved: SavedCheckpoint, found: GptContents, architecture: Archi
         )
 
 
-@dataclass
+@schema.dataclass
 class _Described:
     """What the config (or `--config`) says, and what that rests on. `choices` are those of the tables."""
 

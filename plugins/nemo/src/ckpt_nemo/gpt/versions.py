@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from ckpt_core.sdk import schema
 
 Version = tuple[int, int]
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Since:
     """NeMo `version` is the first that reads `key`; older ones compute what `usual` values say.
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_core.sdk import chunked, dtypes, layouts, schema, torch_files
 from ckpt_megatron.sdk import backend_document, dist_files, dist_place, stacked_extra_states, te
 from ckpt_nemo.container.continuing import distributed_kinds, distributed_optimizer, moment_of
-from ckpt_nemo.container.distributed import COMMON, METADATA
 from ckpt_nemo.container.optimizer import STATES
+from ckpt_nemo.container.places import COMMON, METADATA
 from ckpt_nemo.container.writing import NemoBuilder, distributed_folder
 from ckpt_nemo.container.zarr_writing import ZarrChunk, add_zarr
 from ckpt_nemo.gpt.layout import FileLayout
@@ -23,7 +23,7 @@ _PREFIX = "model."
 _GATED = re.compile(r"\.linear_fc1\.(weight|bias)$")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Part:
     """A native tensor, or a half of one, inside the tensor `key` of `whole` shape: its first index, per dimension."""
 

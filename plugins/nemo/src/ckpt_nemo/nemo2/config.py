@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import Config, Facts, Refusal, configs, schema
@@ -27,7 +26,7 @@ _LATER: dict[str, tuple[object, str]] = {
 }
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Classes:
     """The config class and the model class of a checkpoint, by their full names."""
 

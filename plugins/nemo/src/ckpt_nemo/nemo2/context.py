@@ -9,7 +9,7 @@ have written the checkpoint agree. Where the two files disagree, someone changed
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -22,6 +22,7 @@ from ckpt_core.sdk import (
     errors,
     ledgers,
     reading,
+    schema,
     torch_files,
     trees,
 )
@@ -48,7 +49,7 @@ _GRAPH = ledgers.Contents(
 _SENTINEL = "_HAS_DEFAULT_FACTORY"  # how model.yaml before 2.3 names a default that a function makes
 
 
-@dataclass
+@schema.dataclass
 class ModelContext:
     """A model as its context describes it. `fields` are all that is known of its config; `file` says them."""
 

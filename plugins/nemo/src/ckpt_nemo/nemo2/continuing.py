@@ -8,10 +8,10 @@ common.pt: global_step, loops, lr_schedulers, PreTrainingDataModule
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, TargetBuilder, WriteRequest, dtypes, errors, ledgers, reading
+from ckpt_core.sdk import Checkpoint, TargetBuilder, WriteRequest, dtypes, errors, ledgers, reading, schema
 from ckpt_megatron.sdk import DistStates, GPTBuilder, lightning, optimizer_groups
 
 _DROP = "convert the weights alone, with --training-state drop"
@@ -31,7 +31,7 @@ def as_stepped(checkpoint: Checkpoint, request: WriteRequest) -> Checkpoint:
     return TargetBuilder.stepped(checkpoint, request, pads=True)
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class WrittenRun:
     """What common.pt says of a run, and what is kept of each parameter: nothing, where weights alone are written."""
 

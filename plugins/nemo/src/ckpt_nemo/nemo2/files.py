@@ -9,9 +9,8 @@ NeMo 2.0 could leave out either of the two folders. A run keeps its checkpoints 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
-from ckpt_core.sdk import CkptError, FormatError, documents
+from ckpt_core.sdk import CkptError, FormatError, documents, schema
 
 GRAPH = "io.json"
 MODEL = "model.yaml"
@@ -24,7 +23,7 @@ _UNFINISHED = "-unfinished"
 _COPY = "-last"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Place:
     """The folders of a checkpoint at `root`."""
 

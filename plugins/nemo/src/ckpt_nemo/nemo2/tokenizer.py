@@ -9,10 +9,10 @@ ByteLevelTokenizer()                                        nothing
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import company, ledgers, trees
+from ckpt_core.sdk import company, ledgers, schema, trees
 from ckpt_megatron.sdk import fiddle
 from ckpt_nemo.nemo2.classes import short
 
@@ -27,7 +27,7 @@ _ARTIFACTS = ("DirOrStringArtifact", "FileArtifact", "DirArtifact")
 _TIKTOKEN_TOKENS, _BYTES = 1 << 17, 512  # defaults of TiktokenTokenizer and ByteLevelTokenizer
 
 
-@dataclass
+@schema.dataclass
 class Tokenizer:
     """What a context says about its tokenizer. `size` is None where its files don't say it; `files` are by the names
     under which they travel with the model; `hint` is what a writer needs to say the same again.
@@ -86,7 +86,7 @@ def _sidecars(files: Mapping[str, trees.Extent]) -> dict[str, company.Sidecar]:
 # --- writing -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@schema.dataclass
 class WrittenTokenizer:
     """The call for `io.json`, or None without a tokenizer; its files by their place in the context; how many tokens."""
 

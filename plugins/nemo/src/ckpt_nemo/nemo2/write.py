@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, documents, facts_of, ledgers, rewrites
+from ckpt_core.sdk import Checkpoint, Target, WriteRequest, company, documents, facts_of, ledgers, rewrites, schema
 from ckpt_megatron.sdk import (
     DIVISIBLE,
     FileLayout,
@@ -31,7 +31,7 @@ PREFIX = "module."
 _ROOT = "nemo.lightning.io.pl.TrainerContext"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Context:
     """What NeMo 2 is told of a model: the calls by which it builds it. `numbered`: each layer has tensors of its own."""
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from ckpt_core.sdk import Refusal
+from ckpt_core.sdk import Refusal, schema
 from ckpt_nemo.t5.weights import LAST_STAGE_TOKENS, LAYERS, ROOT
 
 _LAYER = {stack: re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.+)") for stack, prefix in LAYERS.items()}
 SPLIT = "pipeline_model_parallel_split_rank"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Stages:
     """`pp` stages, the first `split` of them of the encoder; `layers` counts those of each stack. A single stage holds both."""
 

@@ -24,7 +24,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_megatron.sdk import masters
 from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors, training_of
-from ckpt_nemo.container.lightning import SUFFIX
+from ckpt_nemo.container.places import SUFFIX
 from ckpt_nemo.container.saved import Rank, SavedCheckpoint, values_of
 from ckpt_nemo.container.tokenizer import Tokenizer, content, find_tokenizer
 from ckpt_nemo.t5.config import SECTIONS, T5, sections

@@ -8,10 +8,10 @@ the last one foremost.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ckpt_core.sdk import FormatError
+from ckpt_core.sdk import FormatError, schema
 from ckpt_nemo.container.sentencepiece import PIECES, TRAINER, fields
 
 _UL2 = ("<extra_id_r>", "<extra_id_s>", "<extra_id_x>")
@@ -20,7 +20,7 @@ _DEFAULTS = {_UNKNOWN: 0, _BOS: 1, _EOS: 2, _PAD: -1}
 _MAX_SENTINELS = 10_000
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Tokens:
     """How many tokens there are, and which of them begin, end and pad a sequence; `start` is the decoder's first.
 

@@ -5,9 +5,7 @@ NeMo r1.16, token_level_encoder_decoder.py: the module `enc_dec_model` of the mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ckpt_core.sdk import Table, layouts, row
+from ckpt_core.sdk import Table, layouts, row, schema
 
 ROOT = "enc_dec_model"
 TOKENS = f"{ROOT}.encoder_embedding.word_embeddings.weight"
@@ -21,7 +19,7 @@ RELATIVE_TABLES = {f"{ROOT}.encoder_{_TABLE}": "encoder", f"{ROOT}.decoder_{_TAB
 HEAD_BIAS = f"{ROOT}.tokens_head.bias"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Blocks:
     """Whose fused rows are blocks [q; k; v] of each rank (megatron_legacy) rather than [q, k, v] of each head."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -37,7 +36,7 @@ _NATIVE, _SCRIPT = "native", "script"
 _SOURCE = "the config of the source"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Files:
     """What was decided about the files."""
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from ckpt_core.sdk import Refusal
+from ckpt_core.sdk import Refusal, schema
 from ckpt_nemo.vit.weights import LAYERS
 
 _LAYER = re.compile(rf"{re.escape(LAYERS)}\.(\d+)\.(.+)")
 _LAST = ("backbone.transformer.final_layernorm.", "head.")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Stages:
     """`pp` stages of equal size; embeddings lie on the first, the last norm and the head on the last."""
 

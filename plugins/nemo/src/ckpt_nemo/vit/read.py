@@ -20,8 +20,8 @@ from ckpt_core.sdk import (
 )
 from ckpt_megatron.sdk import masters
 from ckpt_nemo.container.by_rank import Tensors, check_by_rank, rank_tensors, training_of
-from ckpt_nemo.container.lightning import SUFFIX
 from ckpt_nemo.container.omegaconf import check_resolved
+from ckpt_nemo.container.places import SUFFIX
 from ckpt_nemo.container.saved import Rank, SavedCheckpoint
 from ckpt_nemo.gpt.config import TRAINING_KEYS
 from ckpt_nemo.vit.config import VIT, choices_of, explanations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -34,7 +33,7 @@ from ckpt_nemo.vit.weights import CONVOLUTION, LINEAR, TABLES
 _SOURCE = "the config of the source"
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class _Files:
     """What was decided about the files."""
 

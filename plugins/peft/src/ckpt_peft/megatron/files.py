@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from ckpt_core.sdk import CkptError, FormatError, Refusal, chunked, disk, documents, ledgers, torch_files
+from ckpt_core.sdk import CkptError, FormatError, Refusal, chunked, disk, documents, ledgers, schema, torch_files
 from ckpt_hf.sdk import ModelInMemory
 from ckpt_megatron.sdk import DIST_METADATA, bridge_folder, contents, dist_tensors
 from ckpt_peft.keys import DOWN, MAGNITUDE, UP, AdaptedModule, NamedTensor
@@ -40,7 +40,7 @@ _KEY = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Files:
     """An adapter as its files have it: `peft` is the section of `config_file` that says how it is scaled, `base` where the base lay when it
     was trained, and `run` are all sections of a run of Megatron-Bridge."""

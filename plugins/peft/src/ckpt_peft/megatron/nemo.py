@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ckpt_core.sdk import FormatError, chunked, disk, documents, ledgers, torch_files
+from ckpt_core.sdk import FormatError, chunked, disk, documents, ledgers, schema, torch_files
 from ckpt_megatron.sdk import fiddle, transformer_config
 from ckpt_peft.keys import DOWN, UP, AdaptedModule
 
@@ -33,7 +32,7 @@ _FC1 = "linear_fc1"
 _TOKENIZER_OF_RUN = ledgers.Reason("tokenizer of the run", "that of the base goes along with the model")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Place:
     """The folders of an adapter: `weights` is a distributed checkpoint, and `context` is where a context is looked for."""
 
@@ -63,7 +62,7 @@ class Place:
         return said if isinstance(said, str) and said not in ("", "None") else None  # NeMo writes str(None)
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Transform:
     """The call that adapted the model, `file`, which says it (or would say it, where `call` is None), and the files that were `read`."""
 

@@ -39,7 +39,7 @@ _SILENT = (
 def read(path: str, request: ReadRequest) -> Checkpoint:
     """The merged model of the adapter at `path` and of `-o base`; without a base the adapter, where it is wanted alone, or a `UsageError`."""
     if request.weights == "master":
-        raise CkptError("an adapter has no fp32 masters", file=path, fix="use --weights model")
+        raise errors.NotCarried("an adapter has no fp32 masters", file=path, fix="use --weights model")
     files = open_files(path).with_alpha(request.options.get("lora_alpha"))
     base = request.options.get("base")
     if not isinstance(base, Checkpoint):

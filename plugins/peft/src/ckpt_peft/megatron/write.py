@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_core.sdk import (
@@ -60,7 +60,7 @@ _TOKENIZER, _FC1 = "tokenizer", "linear_fc1"
 _ONE_EXPERT = re.compile(r"\.experts\.local_experts\.\d+\.")
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Written:
     """An adapter as it is written: the adapted tensors of the GPTModel with their pairs, which have one rank and one scale."""
 
@@ -78,7 +78,7 @@ class Written:
         return any(_is_of_experts(native) for native, _ in self.modules)
 
 
-@dataclass(frozen=True)
+@schema.dataclass(frozen=True)
 class Around:
     """What lies around the tensors: the `folder` of the distributed checkpoint, a `prefix` of its keys, and everything beside it."""
 

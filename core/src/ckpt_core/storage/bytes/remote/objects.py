@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import field
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from ckpt_core.errors import FormatError
 from ckpt_core.lean import dataclass
@@ -13,6 +12,8 @@ from ckpt_core.lean import dataclass
 
 def without_secrets(url: str) -> str:
     """A URL without what signs it: signatures are not for logs."""
+    from urllib.parse import urlsplit
+
     return urlsplit(url)._replace(query="", fragment="").geturl()
 
 

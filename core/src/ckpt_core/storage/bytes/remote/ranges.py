@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from itertools import pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ckpt_core.errors import CkptError, FormatError, StoreError
 from ckpt_core.storage.bytes.remote.cache import Cache
 from ckpt_core.storage.bytes.remote.objects import Hiccup, Object, Store
 from ckpt_core.storage.bytes.remote.stores import store_of
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 _FIRST_STEP = 8 << 10  # the header of most shards, and the end of a torch file, lie in as much
 _LONGEST_STEP = 1 << 20
@@ -95,6 +96,8 @@ def again(address: str, request: Callable[[], T], attempts: int = ATTEMPTS) -> T
                 if (noted := _failures.get()) is not None:
                     noted.append(failure)
                 raise failure from None
+            import random
+
             wait = _FIRST_WAIT * 2**attempt * random.uniform(0.75, 1.25)
             time.sleep(wait if hiccup.wait is None else min(hiccup.wait, _LONGEST_WAIT))
     raise AssertionError("an attempt returns or raises")
@@ -167,7 +170,10 @@ class _Steps:
             for _ in range(_HEADS):
                 if follower is None or follower in self._of or follower in self._coming:
                     break
-                self._pool = self._pool or ThreadPoolExecutor(_HEADS, "heads")
+                if self._pool is None:
+                    from concurrent.futures import ThreadPoolExecutor
+
+                    self._pool = ThreadPoolExecutor(_HEADS, "heads")
                 self._coming[follower] = self._pool.submit(self._head, follower)
                 follower = self._next.get(follower)
         return coming is not None and coming.result()

@@ -110,6 +110,8 @@ class S3:
             data: bytes = answer["Body"].read(_SMALL + 1)
             if len(data) > _SMALL:
                 raise StoreError("the object is far too large to be what its name says", file=address)
+            if len(data) < answer["ContentLength"]:  # botocore looks only where it reads to the end
+                raise Hiccup(f"the body ends after {len(data)} of {answer['ContentLength']} bytes")
             return Read(data, answer["ETag"])
         return None
 

@@ -8,12 +8,12 @@ import re
 from ckpt_core.addresses import stands_for
 from ckpt_core.errors import UsageError
 
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 BUCKETS = ("s3", "gs", "az")
 SCHEMES = ("hf", *BUCKETS, "https", "http")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_ALMOST = re.compile(r"([a-z][a-z0-9]*):/?(?!/)", re.IGNORECASE)
+_ALMOST = re.compile(r"([A-Za-z][A-Za-z0-9]*):/?(?!/)")
 
 
 def address_of(path: str) -> str:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import shutil
-import tempfile
 import threading
 from contextvars import ContextVar
 from dataclasses import replace
@@ -114,14 +112,26 @@ def _stood(listing: Listing) -> str:
     names = {one: one.address.removeprefix(f"{listing.root}/") for one in listing.objects}
     for one, name in names.items():
         _check_name(one, name)
+    folders: set[str] = set()
+    for folder in {os.path.dirname(name) for name in names.values()}:
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = os.path.dirname(folder)
+    marks = {one: name for one, name in names.items() if one.size == 0 and name in folders}  # as some stores do
+    for one, mark in marks.items():
+        del names[one]
+        if (
+            _objects.pop(os.path.join(root, mark), None) is not None
+        ):  # nothing was in the folder when it was listed before
+            os.unlink(os.path.join(root, mark))
     kept = cache.get()
     _forget(os.path.join(root, listing.path).rstrip("/"), {os.path.join(root, name) for name in names.values()})
     try:
-        for folder in sorted({os.path.dirname(name) for name in names.values()}):
+        for folder in sorted(folders):
             os.makedirs(os.path.join(root, folder), exist_ok=True)
         for one, name in names.items():
             place = os.path.join(root, name)
-            if not (one.size == 0 and os.path.isdir(place)):  # stores mark a folder by an empty object of its name
+            if not (one.size == 0 and os.path.isdir(place)):  # the folder above the one that was listed
                 _stand(place, one)
                 _objects[place] = replace(one, cache=kept)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
@@ -184,6 +194,8 @@ def _stand(place: str, one: Object) -> None:
 def _top() -> str:
     """The folder of this process's stand-ins; it is removed when the process ends."""
     if not _tops:
+        import tempfile
+
         top = os.path.realpath(tempfile.mkdtemp(prefix="ckpt-"))
         _tops.append(top)
         atexit.register(_remove, top, os.getpid())
@@ -192,4 +204,6 @@ def _top() -> str:
 
 def _remove(top: str, process: int) -> None:
     if os.getpid() == process:  # a fork of it ends earlier
+        import shutil
+
         shutil.rmtree(top, ignore_errors=True)

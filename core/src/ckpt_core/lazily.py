@@ -1,0 +1,34 @@
+"""Packages whose names are found when they are looked at: whoever needs one of them does not import the others.
+
+if TYPE_CHECKING:
+    from here.reader import Header as ReadHeader, read
+else:
+    __getattr__ = found_in(__name__, {".reader": "Header:ReadHeader read"})
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+
+def found_in(public: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+    """`__getattr__` of the module `public`. `homes` has the names by the module that they are in, which is written as after a `from` there.
+    `name:other` is called `other` in `public`, and `:other` is the module itself.
+    """
+    places = {
+        called or name: (module, name)
+        for module, names in homes.items()
+        for name, _, called in (one.partition(":") for one in names.split())
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in places:
+            raise AttributeError(f"module {public!r} has no attribute {name!r}")
+        (home, inside), own = places[name], vars(sys.modules[public])
+        module = import_module(home, own["__package__"])
+        found = own[name] = getattr(module, inside) if inside else module
+        return found
+
+    return __getattr__

@@ -1,0 +1,181 @@
+"""What a command imports before it does anything: a third of its CPU time, and more than that where a module comes back that it does not need."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ckpt_core
+from ckpt_core.plugins import installed
+from ckpt_core.testing import example, write_ir
+
+CORE = Path(ckpt_core.__file__).parent
+# What no command needs that only looks at headers: numbers, threads, sockets, processes, other programs, documents in YAML, metadata of distributions.
+LATE = (
+    "numpy", "torch", "concurrent.futures", "logging", "socket", "subprocess", "multiprocessing", "ctypes", "tempfile", "shutil", "random",
+    "urllib", "http", "ssl", "email", "zipfile", "importlib.metadata", "pathlib", "fractions", "decimal", "difflib", "rich", "pickle",
+    "ckpt_core.verify", "ckpt_core.reference", "ckpt_core.testing", "ckpt_core.plugins.judgement", "ckpt_core.engine.run",
+    "ckpt_core.engine.worker", "ckpt_core.storage.bytes.remote.http", "ckpt_core.storage.pickle.machine", "ckpt_core.storage.torch.reading",
+    "ckpt_core.storage.chunks.dcp", "ckpt_core.tensors.source",
+)  # fmt: skip
+FEW = {"inspect": 205, "convert": 235, "formats": 165}
+"""How many modules of ckpt and its plugins a command imports at most."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("start")
+    ckpt_core.convert(write_ir(work / "ir", example("llama")), work / "hf", to="hf")
+    return work / "hf"
+
+
+def imported(*arguments: object) -> list[str]:
+    """The modules that a command has imported when it ends."""
+    code = (
+        "import sys; from ckpt_core.cli.main import main; main(sys.argv[1:]); sys.stdout.flush(); print(*sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return said.splitlines()[-1].split()
+
+
+@pytest.mark.parametrize("command", FEW)
+def test_a_command_that_looks_at_headers_imports_little(command: str, model: Path) -> None:
+    pytest.importorskip("ckpt_hf")
+    arguments = {"inspect": [model], "convert": [model, model / "out", "--to", "hf", "--dry-run"], "formats": []}
+    found = imported(command, *arguments[command])
+    late = [*LATE, *(["yaml"] if command != "formats" else [])]
+    assert not [name for name in found if any(name == one or name.startswith(f"{one}.") for one in late)]
+    assert sum(name.startswith("ckpt_") for name in found) <= FEW[command]
+
+
+def test_core_has_numpy_from_one_place() -> None:
+    found = []
+    for file in CORE.rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            found += [file for name in names if name.partition(".")[0] == "numpy"]
+    assert not found, "from ckpt_core import numpy as np: a command that moves no bytes imports none"
+
+
+@pytest.mark.parametrize("module", ["sdk", "storage.chunks", "storage.torch", "tensors"])
+def test_a_name_that_is_looked_up_is_what_a_type_checker_sees(module: str) -> None:
+    """What stands under TYPE_CHECKING is what `__getattr__` finds."""
+    public = importlib.import_module(f"ckpt_core.{module}")
+    (checked,) = (node for node in ast.parse(Path(public.__file__).read_text()).body if isinstance(node, ast.If))
+    seen = {}
+    for node in checked.body:
+        assert isinstance(node, ast.ImportFrom)
+        home = importlib.import_module(node.module)
+        for alias in node.names:
+            inside = f"{node.module}.{alias.name}"
+            seen[alias.asname or alias.name] = getattr(home, alias.name, None) or importlib.import_module(inside)
+    assert set(seen) <= set(public.__all__) and all(getattr(public, name) is value for name, value in seen.items())
+    with pytest.raises(AttributeError, match=f"module 'ckpt_core.{module}' has no attribute 'absent'"):
+        _ = public.absent
+
+
+def used_unimported(source: str) -> set[str]:
+    """The names that a module uses when it runs, and imports only for a type checker."""
+    tree = ast.parse(source)
+    checked = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+        for one in node.body
+        if isinstance(one, ast.Import | ast.ImportFrom)
+        for alias in one.names
+    }
+
+    def used(node: ast.AST, bound: set[str]) -> Iterator[str]:
+        if isinstance(node, ast.Name) and node.id in checked - bound:
+            yield node.id
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            inner = list(ast.walk(node))
+            imports = [one for one in inner if isinstance(one, ast.Import | ast.ImportFrom)]
+            bound = bound | {alias.asname or alias.name for one in imports for alias in one.names}
+            bound |= {one.id for one in inner if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+            bound |= {one.arg for one in inner if isinstance(one, ast.arg)}
+        for field, value in ast.iter_fields(node):
+            if field not in ("annotation", "returns"):
+                for one in value if isinstance(value, list) else [value]:
+                    if isinstance(one, ast.AST):
+                        yield from used(one, bound)
+
+    return set(used(tree, set()))
+
+
+def test_what_a_type_checker_alone_imports_is_not_used() -> None:
+    files = [*CORE.rglob("*.py"), *Path(__file__).parents[2].glob("plugins/*/src/**/*.py")]
+    found = {file: used_unimported(file.read_text()) for file in files}
+    assert not {file: names for file, names in found.items() if names}
+    seen = "if TYPE_CHECKING:\n    from a import B\ndef f(x: B) -> B:\n    from a import B\n    return B()\n"
+    assert not used_unimported(seen) and used_unimported(seen + "y: B = B()\n") == {"B"}
+
+
+class TestEntryPoints:
+    def test_they_are_those_of_the_standard_library(self) -> None:
+        ours, theirs = (
+            sorted((entry.name, entry.value, entry.module, entry.distribution) for entry in found)
+            for found in (installed._in_folders(), installed._anywhere())
+        )
+        assert ours == theirs != []
+        for entry in installed._in_folders():
+            if entry.name in ("hf", "ir"):
+                assert entry.load() is importlib.import_module(entry.module)
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(sys, "path", [str(tmp_path / "first"), str(tmp_path / "second"), str(tmp_path / "absent")])
+        for folder, text in (
+            ("first/A_b-1.0.dist-info", "[other]\na = os\n\n[ckpt.formats]\n# a comment\na = os:path.join [extra]\n"),
+            ("first/c.egg-info", "[ckpt.formats]\nc=os\n"),
+            ("first/d-1.dist-info", "[console_scripts]\nd = os:path\n"),
+            ("first/none-1.dist-info", None),
+            ("second/a.b-2.0.dist-info", "[ckpt.formats]\na = sys\n"),
+            ("second/e-1.dist-info", "[ckpt.formats]\na = sys\n"),
+        ):
+            (tmp_path / folder).mkdir(parents=True)
+            named = Path(folder).name.partition("-")[0].removesuffix(".egg")
+            file = "PKG-INFO" if folder.endswith("egg-info") else "METADATA"
+            (tmp_path / folder / file).write_text(f"Name: {named}\nVersion: 1.0\n")
+            if text is not None:
+                (tmp_path / folder / "entry_points.txt").write_text(text)
+        return tmp_path
+
+    def test_each_distribution_counts_where_it_comes_first(self, place: Path) -> None:
+        import os
+
+        found = list(installed._in_folders())
+        assert sorted((one.name, one.value) for one in found) == [
+            ("a", "os:path.join [extra]"),
+            ("a", "sys"),
+            ("c", "os"),
+        ]
+        assert sorted(one.distribution for one in found) == ["A_b 1.0", "c 1.0", "e 1.0"]
+        assert next(one for one in found if "join" in one.value).load() is os.path.join
+        assert sorted((one.name, one.value) for one in installed._anywhere()) == sorted(
+            (one.name, one.value) for one in found
+        )
+
+    def test_archives_and_other_finders_are_asked_for(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert installed._only_folders()
+        (place / "archive.zip").write_bytes(b"")
+        monkeypatch.setattr(sys, "path", [*sys.path, str(place / "archive.zip")])
+        assert not installed._only_folders()
+        monkeypatch.setattr(sys, "path", sys.path[:-1])
+
+        class Finder:
+            find_distributions = None
+
+        monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+        assert not installed._only_folders()
