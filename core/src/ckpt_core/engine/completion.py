@@ -99,6 +99,8 @@ def stored_checksums(transfer: Transfer) -> set[tuple[str, Checksum]]:
     """The checksums in output files, by path, that what a transfer writes is among."""
     found = set()
     for delivery in transfer.deliveries:
+        if delivery.left:
+            continue
         if delivery.encoded is None:
             found.add((delivery.block.path, delivery.checksum))
         else:

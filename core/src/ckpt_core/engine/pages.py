@@ -45,7 +45,7 @@ class Pages:
     """The pages of a transfer.
 
     Codes and scales are written a group of rows at a time: of these each run is looked at by itself. Where far too much would go by
-    the coordinator, for elements of two tensors that take turns in a file, pages have several owners, and what is left
+    the coordinator, for tensors that take turns in a file and are not written together (`weaving`), pages have several owners, and what is left
     to keep them apart is that nobody reads there (`transfer.TargetFiles`).
     """
 

@@ -79,7 +79,11 @@ class Parts:
         return [transfer for _, transfer in sorted(places, key=lambda one: (first[one[1].name], one[1].name, one[0]))]
 
     def _place_of(self, transfer: Transfer) -> tuple[int, int]:
-        return min(((self._order[path], start) for path, start, _ in _extents(transfer)), default=(0, 0))
+        places = [(self._order[path], start) for path, start, _ in _extents(transfer)]
+        if not places:  # another transfer writes what it would: it comes with that one
+            blocks = (delivery.block for delivery in transfer.deliveries)
+            places = [(self._order[block.path], block.offset) for block in blocks]
+        return min(places, default=(0, 0))
 
     def most_open(self, transfers: Sequence[Transfer]) -> int:
         """The most bytes of parts that are begun and not whole, while transfers are carried out in this order."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_core.engine.encoding import Encoded
+from ckpt_core.engine.weaving import Strand, others_of
 from ckpt_core.layout import Tile, ValueMap
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.output import Checksum
@@ -21,6 +22,7 @@ class Write:
 
     `copy`: it only repeats what another delivery writes, all of it or some. `checksum`: the one of the bytes it is among,
     that of the whole file if no narrower one is stored. `encoded`: the block is of a tensor that is stored as codes and scales.
+    `strand`: its elements take turns with those of other tensors, and one transfer writes those of all.
     """
 
     block: StoredPart
@@ -28,6 +30,19 @@ class Write:
     copy: bool
     checksum: Checksum
     encoded: Encoded | None = None
+    strand: Strand | None = None
+
+    @property
+    def left(self) -> bool:
+        """Whether the transfer of another tensor writes it."""
+        return self.strand is not None and not self.strand.others
+
+    @property
+    def tensors(self) -> int:
+        """Of how many tensors elements are written with it: of none, if another transfer does."""
+        if self.strand is None:
+            return 1
+        return 1 + len(self.strand.others) if self.strand.others else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +100,35 @@ class Transfer:
         return max(self.files, key=self.files.__getitem__, default="")
 
     def written(self, delivery: Write) -> list[Tile]:
-        """The parts of a delivery's tile that are of this piece."""
-        return parts_of(self.assembly.parameter.shape, delivery.block.tile, self.start, self.stop)
+        """What this piece writes of a delivery, as flat tiles: the parts of its own tile, or those of all tensors that take turns there."""
+        parts = parts_of(self.assembly.parameter.shape, delivery.block.tile, self.start, self.stop)
+        strand = delivery.strand
+        return parts if strand is None else [one for part in parts for one in strand.written(part)]
+
+    @property
+    def others(self) -> Mapping[str, LazyParameter]:
+        """The tensors that it reads to write them with its own, by name."""
+        return others_of(delivery.strand for delivery in self.deliveries)
 
     @property
     def paths(self) -> set[str]:
         """The files that it is read from."""
         encoded = (delivery.encoded for delivery in self.deliveries if delivery.encoded is not None)
-        return self.assembly.paths().union(*(piece.paths() for one in encoded for piece, _ in one.pieces))
+        pieces = (piece for one in encoded for piece, _ in one.pieces)
+        return self.assembly.paths().union(*(one.paths() for one in (*pieces, *self.others.values())))
 
 
 def uncut(assembly: LazyParameter, deliveries: Iterable[Write], chunk: int) -> Transfer:
     """The transfer of all of a tensor."""
     found: Counter[str] = Counter()
     listed = tuple(deliveries)
-    for block in (delivery.block for delivery in listed):
-        found.update(dict.fromkeys(block.paths, 0))
-        found[block.path] += block.stored_bytes
     read = sum(block.stored_bytes for block in assembly.all_blocks)
+    for delivery in (one for one in listed if not one.left):
+        block = delivery.block
+        found.update(dict.fromkeys(block.paths, 0))
+        found[block.path] += delivery.tensors * block.stored_bytes
+    for other in others_of(delivery.strand for delivery in listed).values():
+        read += sum(block.stored_bytes for block in other.all_blocks)
     return Transfer(assembly, listed, chunk, 0, assembly.parameter.elements, StoredAs.of(listed), read, dict(found))
 
 
@@ -120,10 +146,11 @@ def pieces(transfer: Transfer) -> list[Transfer]:
         ranges(transfer.stop, step), assembled, dealt(shape, tiles, step), strict=True
     ):
         files: Counter[str] = Counter()
-        for number, elements in written:
-            block = transfer.deliveries[number].block
-            files.update(dict.fromkeys(block.paths, 0))
-            files[block.path] += share(block, elements)
+        for delivery, elements in ((transfer.deliveries[number], elements) for number, elements in written):
+            if not delivery.left:
+                block = delivery.block
+                files.update(dict.fromkeys(block.paths, 0))
+                files[block.path] += delivery.tensors * share(block, elements)
         found.append(
             replace(
                 transfer,

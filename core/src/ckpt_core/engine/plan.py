@@ -26,6 +26,7 @@ from ckpt_core.engine.encoding import Encoded
 from ckpt_core.engine.order import in_order
 from ckpt_core.engine.pieces import Transfer, Write, pieces, uncut
 from ckpt_core.engine.records import watched
+from ckpt_core.engine.weaving import others_of, strands
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Add, Scale
 from ckpt_core.lean import dataclass
@@ -103,7 +104,9 @@ class Plan:
     def peak_memory(self) -> int:
         """An upper bound of private memory in bytes: of this process, or of the largest one where workers are apart."""
         together = self.threads if self.apart else self.workers  # transfers that one process carries out at a time
-        largest = sorted((t.chunk * max(4, t.assembly.dtype.size) for t in self.tensors), reverse=True)[:together]
+        largest = sorted((t.chunk * _bytes_at_once(t.assembly, t.deliveries) for t in self.tensors), reverse=True)[
+            :together
+        ]
         factors = max((t.assembly.merged.working_bytes for t in self.tensors if t.assembly.merged), default=0)
         moved = _BUFFERS * sum(largest) + together * factors
         return max(self.footprint, _INTERPRETER + moved) if self.apart else self.footprint + moved
@@ -173,6 +176,8 @@ class Plan:
             yield transfer.name
             for delivery in transfer.deliveries:
                 yield f"{delivery.block} {delivery.maps} {delivery.checksum}"
+                if delivery.strand is not None:
+                    yield f"in turns, {delivery.tensors} tensors at once"
             assembly = transfer.assembly
             yield f"{assembly.dtype} {assembly.maps} {assembly.factors} {assembly.fill} {assembly.added}"
             for block in assembly.all_blocks:
@@ -383,12 +388,18 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
                 size = operand.stored.elements * operand.stored.dtype.size
                 where = operand.stored.offset, operand.stored.offset + size, operand.name
                 extents[operand.stored.file].append(where)
-        for piece in native.pieces:
-            tile = flat_tile(piece.tile, strides)
+        tiles = [flat_tile(piece.tile, strides) for piece in native.pieces]
+        woven = (
+            {}
+            if placed.quantised
+            else strands(list(zip(native.pieces, tiles, strict=True)), target.moved, placed.dtype.size)
+        )
+        for number, (piece, tile) in enumerate(zip(native.pieces, tiles, strict=True)):
             offset = placed.offset if placed.quantised is None else 0
             held = None if placed.quantised is None else _held(placed)
             block = StoredPart(placed.file, placed.dtype, offset, tile, quantised=held)
-            found.setdefault(piece.parameter, []).append(Write(block, maps, native.row.copy, checksum, encoded))
+            write = Write(block, maps, native.row.copy, checksum, encoded, woven.get(number))
+            found.setdefault(piece.parameter, []).append(write)
     for path, ranges in extents.items():
         end, last = 0, "the header"
         for start, stop, name in sorted(ranges):
@@ -448,13 +459,20 @@ def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budg
         fastest = min((link for link in block.tile.links if link.size > 1), key=lambda link: link.stride, default=None)
         return fastest is not None and fastest.axis != last
 
-    turned = any(transposed(block) for block in (*assembly.value_blocks, *(delivery.block for delivery in deliveries)))
-    elements = max(1, (budget if turned else min(budget, _CHUNK)) // max(4, assembly.dtype.size))
+    written = (delivery.block for delivery in deliveries if not delivery.left)
+    turned = any(transposed(block) for block in (*assembly.value_blocks, *written))
+    elements = max(1, (budget if turned else min(budget, _CHUNK)) // _bytes_at_once(assembly, deliveries))
     # Rows that are encoded together are best moved together.
     units = [one.encoded.bytes_of_unit // 4 for one in deliveries if one.encoded is not None]
     if units and (unit := max(units)) * 4 <= budget:
         elements = max(unit, elements // unit * unit)
     return elements
+
+
+def _bytes_at_once(assembly: LazyParameter, deliveries: Iterable[Write]) -> int:
+    """The bytes that a buffer has for each element that is moved: those of its own values, and of the tensors that are written with it."""
+    moved = assembly, *others_of(delivery.strand for delivery in deliveries).values()
+    return sum(max(4, one.dtype.size) for one in moved)
 
 
 def _dequantised(transfers: list[Transfer], stands_for: Callable[[str], int]) -> Iterator[Loss]:

@@ -14,6 +14,7 @@ from ckpt_core import numpy as np
 from ckpt_core.engine.encoding import Encoder, Stored
 from ckpt_core.engine.pieces import StoredAs, Transfer, Write
 from ckpt_core.engine.results import Result
+from ckpt_core.engine.weaving import Beside
 from ckpt_core.layout import ValueMap
 from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import Folder, OpenFiles, pwrite_all
@@ -26,7 +27,7 @@ from ckpt_core.tensors.digest import VERSION, Digests, Hash, TreeDigest, of_leav
 from ckpt_core.tensors.pieces import cuts
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import stored_values
-from ckpt_core.tensors.strided import runs
+from ckpt_core.tensors.strided import runs, woven
 
 _DIRTY = 8 << 20
 
@@ -75,8 +76,16 @@ class TargetFiles:
         self._dirty: Counter[str] = Counter()
         self._begun: set[str] = set()
 
-    def write(self, delivery: Write, parts: Sequence[Loops], values: np.ndarray, remainders: Counter[str]) -> int:
-        """Write the `parts` of a box of stored values that belong to one delivery; returns bytes written.
+    def write(
+        self,
+        delivery: Write,
+        parts: Sequence[Loops],
+        values: np.ndarray,
+        remainders: Counter[str],
+        others: Sequence[np.ndarray] = (),
+    ) -> int:
+        """Write the `parts` of a box of stored values that belong to one delivery, and of the `others` that take turns with them;
+        returns bytes written.
 
         What it is to the delivery's checksum is added to `remainders`.
         """
@@ -87,7 +96,10 @@ class TargetFiles:
             self._begin(path, descriptor)
             for loops in parts:
                 first = block.offset + loops.offset * block.dtype.size
-                for view, offset in runs(loops.view(values), loops.strides, first):
+                ours, strides = loops.view(values), loops.strides
+                if delivery.strand is not None:
+                    ours, strides = woven([ours, *map(loops.view, others)], strides, delivery.strand.turn)
+                for view, offset in runs(ours, strides, first):
                     behind = checksum.stop - offset - len(view)
                     remainders[name] ^= crc32.shifted(crc32.remainder(view), behind)
                     self._put(path, descriptor, view, offset)
@@ -166,11 +178,12 @@ def run_transfer(
             kinds.setdefault((delivery.block.dtype, delivery.maps), len(kinds)),
         )
         for delivery in transfer.deliveries
-        if delivery.encoded is None
+        if delivery.encoded is None and not delivery.left
     ]
     for number, (box, values) in enumerate(source.chunks(assembly, *piece, records)):
         read.update(_true(values, box, rows), value_dtype)
         ready: dict[int, np.ndarray] = {}
+        beside = Beside(source, box)
         if kept is not None and encoders:
             again = np.array(stored_values(values, value_dtype, kept.dtype, (), assembly.parameter.name), copy=True)
             written += _encode(transfer, encoders, box, values, again, sink, remainders)
@@ -181,7 +194,12 @@ def run_transfer(
             if kind not in ready:
                 ready[kind] = _stored(values, value_dtype, delivery, assembly.parameter.name)
             if sink is not None:
-                written += sink.write(delivery, parts, ready[kind], remainders)
+                others = (
+                    ()
+                    if delivery.strand is None
+                    else beside.stored(delivery.strand, delivery.block.dtype, delivery.maps, kind)
+                )
+                written += sink.write(delivery, parts, ready[kind], remainders, others)
         if changed is not None and not encoders:
             dtype = changed.dtype
             back = ready.get(kinds.get((dtype, changed.maps), -1))

@@ -73,29 +73,46 @@ def read_box(
         if add is not None:
             add(_bytes_of(ordered), offset)
         return
-    reach = sum((size - 1) * step for size, step in zip(outer_sizes, outer_steps, strict=True)) + run
-    runs = math.prod(outer_sizes)
-    if (reach - runs * run) * out.itemsize <= runs * _NEAR and reach <= 2 * ordered.size + _NEAR:
-        near = scratch("near", (reach,), out.dtype)
-        read(_bytes_of(near), offset)
-        picked = np.ndarray(sizes, near.dtype, near, 0, [step * out.itemsize for step in steps])
-        ordered[...] = picked
-        if add is not None:
-            near[...] = 0
-            picked[...] = ordered
-            add(_bytes_of(near), offset)
-        return
-    buffer = scratch("run", (run,), out.dtype)
-    for index, start in _starts(outer_sizes, outer_steps):
+    apart, near = _apart(outer_sizes, outer_steps, run, out.itemsize)
+    for index, start in _starts(outer_sizes[:apart], outer_steps):
         place: tuple[int | EllipsisType, ...] = (*index, ...)  # the ellipsis keeps a view even of a single element
-        target = ordered[place]
-        direct = target.flags.c_contiguous
-        run_bytes = _bytes_of(target if direct else buffer)
-        read(run_bytes, offset + start * out.itemsize)
-        if add is not None:
-            add(run_bytes, offset + start * out.itemsize)
-        if not direct:
-            target[...] = buffer.reshape(target.shape)
+        if near:
+            _read_near(read, offset + start * out.itemsize, steps[apart:], ordered[place], add)
+        else:
+            _read_run(read, offset + start * out.itemsize, ordered[place], add)
+
+
+def _apart(sizes: Sequence[int], steps: Sequence[int], run: int, itemsize: int) -> tuple[int, bool]:
+    """How many of the loops over runs stay loops over reads, the slowest first; and whether a read then is of several runs and the gaps between them."""
+    runs, reach = math.prod(sizes), sum((size - 1) * step for size, step in zip(sizes, steps, strict=True)) + run
+    for number, (size, step) in enumerate(zip(sizes, steps, strict=True)):
+        if (reach - runs * run) * itemsize <= runs * _NEAR and reach <= 2 * runs * run + _NEAR:
+            return number, True
+        runs, reach = runs // size, reach - (size - 1) * step
+    return len(sizes), False
+
+
+def _read_near(read: ReadInto, offset: int, steps: Sequence[int], target: np.ndarray, add: WriteFrom | None) -> None:
+    """Read runs and the gaps between them in one go; `steps` are in elements, one for each axis of `target`."""
+    reach = sum((size - 1) * step for size, step in zip(target.shape, steps, strict=True)) + 1
+    near = scratch("near", (reach,), target.dtype)
+    read(_bytes_of(near), offset)
+    picked = np.ndarray(target.shape, near.dtype, near, 0, [step * target.itemsize for step in steps])
+    target[...] = picked
+    if add is not None:
+        near[...] = 0
+        picked[...] = target
+        add(_bytes_of(near), offset)
+
+
+def _read_run(read: ReadInto, offset: int, target: np.ndarray, add: WriteFrom | None) -> None:
+    direct = target.flags.c_contiguous
+    buffer = target if direct else scratch("run", target.shape, target.dtype)
+    read(_bytes_of(buffer), offset)
+    if add is not None:
+        add(_bytes_of(buffer), offset)
+    if not direct:
+        target[...] = buffer
 
 
 def runs(values: np.ndarray, strides: Sequence[int], offset: int) -> Iterable[tuple[memoryview, int]]:
@@ -113,6 +130,19 @@ def runs(values: np.ndarray, strides: Sequence[int], offset: int) -> Iterable[tu
         return ((_bytes_of(values), offset),)
     starts = _starts(values.shape[:outer], strides)
     return ((_bytes_of(values[index]), offset + start * values.itemsize) for index, start in starts)
+
+
+def woven(arrays: Sequence[np.ndarray], strides: Sequence[int], turn: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Arrays whose elements take turns in a file, `turn` of each at a time, as one array in this thread's buffer, and its strides.
+
+    `strides` are those of the first, in elements, the largest first; the others are alike, and each begins `turn` elements behind the one before.
+    """
+    first = arrays[0]
+    outer = sum(stride > turn for stride in strides)
+    both = scratch("packed", (*first.shape[:outer], len(arrays), *first.shape[outer:]), first.dtype)
+    for number, array in enumerate(arrays):
+        np.moveaxis(both, outer, 0)[number] = array
+    return both, (*strides[:outer], turn, *strides[outer:])
 
 
 def _packed(values: np.ndarray) -> np.ndarray:
