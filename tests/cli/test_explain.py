@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ckpt_core import explain as explaining
 from ckpt_core.architecture.examples import example
 from ckpt_core.cli.main import cli
 from ckpt_core.errors import UsageError
-from ckpt_core.explain import called_so, explain, in_format, names_everywhere
+from ckpt_core.explain import NativeName, called_by_us, called_so, explain, in_format, names_everywhere
 from ckpt_core.plugins.discovery import require
 
 
@@ -97,7 +98,7 @@ def test_a_format_that_declares_nothing_is_explained_by_what_it_writes() -> None
 
 
 def test_one_parameter_in_every_format() -> None:
-    found = names_everywhere("layers.3.attention.q.weight")
+    found = called_by_us(names_everywhere(), "layers.3.attention.q.weight")
     assert list(found) == ["attention.q.weight", "vision.layers.{l}.attention.q.weight"]
     native = {format: [one.native for one in names] for format, names in found["attention.q.weight"].items()}
     assert "gpt_neox.layers.{l}.attention.query_key_value.weight" in native["hf"]
@@ -110,9 +111,23 @@ def test_one_parameter_in_every_format() -> None:
 @pytest.mark.parametrize("native", ["model.layers.7.self_attn.q_proj.weight", "q_proj.weight", "blk.0.attn_q.weight"])
 def test_a_parameter_may_be_called_as_a_format_calls_it(native: str) -> None:
     """Any layer's number stands for all of them."""
-    found = called_so(native)["attention.q.weight"]
+    found = called_so(names_everywhere(), native)["attention.q.weight"]
     assert "model.layers.{l}.self_attn.q_proj.weight" in [name.native for name in found["hf"]]
     assert said("--parameter", native).splitlines()[1].split()[0] == "attention.q.weight"
+
+
+def test_formats_are_asked_once_for_a_name_that_none_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes seconds."""
+    asked = []
+
+    def once() -> dict[str, dict[str, list[NativeName]]]:
+        asked.append(1)
+        return {"head.weight": {"hf": [NativeName("lm_head.weight", "v h")]}}
+
+    monkeypatch.setattr(explaining, "names_everywhere", once)
+    with pytest.raises(UsageError, match=r"did you mean head\.weight\?"):
+        said("--parameter", "haed.weight")
+    assert len(asked) == 1
 
 
 def test_a_folder_called_as_a_format_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +142,7 @@ def test_a_folder_called_as_a_format_is_no_path(tmp_path: Path, monkeypatch: pyt
         ((), "which formats"),
         (("hf", "--family", "lama"), "no example is called 'lama'"),
         (("hf", "--parameter", "head.weight"), "--parameter asks about every format"),
+        (("hf", "--parameter", "layers.*.q"), "ckpt explain --parameter 'layers.*.q'"),
         (("--parameter", "attention.querry.weight"), "did you mean attention.q.weight or "),
         (("--parameter", "attn.q"), r"did you mean attention.q.bias or attention.q.weight or "),
         (("--parameter", "zzz"), "no parameter is called 'zzz', by us or by a format"),

@@ -55,6 +55,10 @@ class NativeName:
         return ", ".join(part for part in (f"{self.native}  {self.sentence}", self.ranks, *self.conditions) if part)
 
 
+Everywhere = Mapping[str, Mapping[str, Sequence[NativeName]]]
+"""What formats call each canonical parameter, by format."""
+
+
 def _ranks(row: Row) -> str:
     return " ".join(f"{dimension}={axes if ':' in axes else axes.replace(' ', ',')}" for dimension, axes in row.splits)
 
@@ -275,35 +279,42 @@ def canonical_names(template: str, sentence: str) -> list[str]:
     return [template.replace("{part}", part) for part in sorted(parse(sentence).part_names())]
 
 
-def names_everywhere(parameter: str = "") -> dict[str, dict[str, list[NativeName]]]:
-    """What every installed format calls each canonical parameter whose name ends in `parameter`, by format.
+def names_everywhere() -> Everywhere:
+    """What every installed format calls each canonical parameter, by format.
 
     Layers and the stacks of an encoder-decoder are left out of the canonical names: `attention.q.weight`. Those that predict further
-    tokens are left out too, as what they are built of has the names of a layer.
+    tokens are left out too, as what they are built of has the names of a layer. It takes seconds: some formats write every example for it.
     """
-    wanted = without_place(parameter)
     found: dict[str, dict[str, list[NativeName]]] = {}
     for plugin in all_plugins():
         if plugin.broken is None:
             for canonical, name in _names_of(plugin):
                 if ".layer." in canonical:
                     continue
-                short = without_place(canonical)
-                if short == wanted or short.endswith(f".{wanted}") or not wanted:
-                    names = found.setdefault(short, {}).setdefault(plugin.name, [])
-                    if name not in names:
-                        names.append(name)
+                names = found.setdefault(without_place(canonical), {}).setdefault(plugin.name, [])
+                if name not in names:
+                    names.append(name)
     return found
 
 
-def called_so(native: str) -> dict[str, dict[str, list[NativeName]]]:
+def called_by_us(everywhere: Everywhere, parameter: str) -> Everywhere:
+    """What `names_everywhere` has of the parameters whose canonical name ends in `parameter`."""
+    wanted = without_place(parameter)
+    return {
+        canonical: by_format
+        for canonical, by_format in everywhere.items()
+        if canonical == wanted or canonical.endswith(f".{wanted}") or not wanted
+    }
+
+
+def called_so(everywhere: Everywhere, native: str) -> Everywhere:
     """What `names_everywhere` has of the parameters that any format calls `native`, or by a part of it: `q_proj` or
     `model.layers.3.self_attn.q_proj.weight`.
     """
     wanted = _steps(native)
     return {
         canonical: by_format
-        for canonical, by_format in names_everywhere().items()
+        for canonical, by_format in everywhere.items()
         if any(_holds(_steps(name.native), wanted) for names in by_format.values() for name in names)
     }
 
@@ -317,12 +328,12 @@ def _holds(steps: list[str], wanted: list[str]) -> bool:
     return any(steps[at : at + len(wanted)] == wanted for at in range(len(steps)))
 
 
-def near_parameters(parameter: str) -> list[str]:
+def near_parameters(everywhere: Everywhere, parameter: str) -> list[str]:
     """The canonical parameters that a name that is none may mean, the likeliest first; at most four.
 
     Each of its steps shortens one of theirs, as `attn.q` does `attention.q.weight`; or it is misspelled.
     """
-    known, wanted = list(names_everywhere()), without_place(parameter).lower()
+    known, wanted = list(everywhere), without_place(parameter).lower()
     short = [name for name in known if _shortens(wanted.split("."), name.split("."))]
     return sorted(short, key=len)[:4] or difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -52,7 +53,8 @@ def command(formats: tuple[str, ...], *, family: str | None, parameter: str | No
     if parameter is not None:
         if formats or family:
             raise UsageError(
-                "--parameter asks about every format and family", fix=f"ckpt explain --parameter {parameter}"
+                "--parameter asks about every format and family",
+                fix=f"ckpt explain --parameter {shlex.quote(parameter)}",
             )
         _show_parameter(parameter, as_json)
         return
@@ -186,11 +188,12 @@ def _show_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _show_parameter(parameter: str, as_json: bool) -> None:
-    from ckpt_core.explain import called_so, names_everywhere, near_parameters
+    from ckpt_core.explain import called_by_us, called_so, names_everywhere, near_parameters
 
-    found = names_everywhere(parameter) or called_so(parameter)
+    everywhere = names_everywhere()
+    found = called_by_us(everywhere, parameter) or called_so(everywhere, parameter)
     if not found:
-        near = " or ".join(near_parameters(parameter))
+        near = " or ".join(near_parameters(everywhere, parameter))
         raise UsageError(
             f"no parameter is called {parameter!r}, by us or by a format",
             fix=f"did you mean {near}?" if near else "ckpt explain ir, and with --family, lists ours",
