@@ -15,6 +15,7 @@ import pickletools
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 import types
@@ -482,6 +483,31 @@ def test_an_error_that_can_not_be_sent_is_told_by_what_it_says(model: Path, tmp_
     elsewhere = patched(worker, "run_transfer", raising(Odd(3, "no such axis")))
     error = refused(model, tmp_path / "run", Cluster(elsewhere))
     assert error.problem == "a worker failed" and "Odd: layer 3: no such axis, on " in error.found
+
+
+_INTERRUPTS = """
+import re, signal
+from multiprocessing import forkserver
+from pathlib import Path
+
+from ckpt_core.engine.executors import executor_for
+
+with executor_for("processes", 1) as pool:
+    blocked = pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result()
+status = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read_text()
+mask = int(re.search(r"SigBlk:\\s*(\\w+)", status)[1], 16)
+here = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+print(bool(mask >> (signal.SIGINT - 1) & 1), signal.SIGINT in blocked, signal.SIGINT in here)
+"""
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/status"), reason="the system does not say which signals a process blocks"
+)
+def test_ctrl_c_is_for_the_command_alone() -> None:
+    """Workers would print tracebacks. SIGINT is blocked in the server and in a worker, and not here."""
+    said = subprocess.run([sys.executable, "-c", _INTERRUPTS], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["True", "True", "False"]
 
 
 def test_a_task_needs_no_plugin(model: Path, tmp_path: Path) -> None:

@@ -74,11 +74,23 @@ def fitted(plan: Plan, executor: Executor | None, whole: bool) -> Plan:
 
 
 def _forked_from_a_server() -> BaseContext:
-    """How processes are started: one process imports what a worker needs, and the others are forked from it."""
+    """How processes are started: one process imports what a worker needs, and the others are forked from it.
+
+    Ctrl-C goes to every process of the terminal. It is for the command to say what becomes of the run; the others would print
+    tracebacks, and a worker that ends while another one starts breaks the pool. So the server has SIGINT blocked, and the workers as well.
+    """
     import multiprocessing
+    import signal
+    from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.worker"])
+    resource_tracker.ensure_running()  # it is started with SIGINT blocked, and lets it through afterwards
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
