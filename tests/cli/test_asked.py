@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ckpt_core.api import check_asked
+from ckpt_core.cli.main import main
 from ckpt_core.errors import CkptError, NotCarried, UsageError
+from ckpt_core.testing import example, write_ir
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,11 @@ def test_what_no_source_could_mend_is_said(asked: dict[str, Any], kind: type[Ckp
 )
 def test_what_a_source_may_take_is_not(asked: dict[str, Any]) -> None:
     check_asked(**asked)
+
+
+def test_a_selftest_takes_the_folder_of_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As every other command does."""
+    write_ir(tmp_path / "m", example("llama", **{"hidden": 144, "attention.head_dim": 12, "layers": 2}), sparse=True)
+    assert main(["selftest", "nanotron", "--config", str(tmp_path / "m")]) == 0
+    assert "every element lies where it is declared" in capsys.readouterr().out
+    assert main(["selftest", "nanotron", "--config", ""]) == 2

@@ -73,6 +73,7 @@ class TestWords:
             ),
             (["convert", "--help", "--to", "toi"], "unknown format 'toi'", "did you mean 'toy'?"),
             (["verify", "a", "b", "--cache", "x"], "--cache is for a source in a store", "leave --cache out"),
+            (["plugin", "new", "toy"], "a format toy is installed", "a name of its own"),
             (["plugin", "new", "x", "--container", "troch"], "--container has no value 'troch'", "'torch'"),
         ],
     )

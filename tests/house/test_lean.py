@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import pickle
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, field, replace
+from dataclasses import FrozenInstanceError, InitVar, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -112,6 +113,57 @@ def test_it_is_a_dataclass() -> None:
         )
     first = OURS[0](1)
     assert replace(first, second="b") == OURS[0](1, "b") and first.third is not OURS[0](1).third
+
+
+@pytest.mark.parametrize("kind", [lean, dataclasses.dataclass])
+def test_a_signature_has_types_and_is_looked_up_where_the_class_is(kind: Any) -> None:
+    Open = classes(kind)[0]
+    assert str(inspect.signature(Open)).startswith(
+        "(first: 'int', second: 'str' = 'two', third: 'list[int]' = <factory>"
+    )
+    assert get_type_hints(Open.__init__)["third"] == list[int] and Open.__init__.__module__ == __name__
+
+
+@pytest.mark.parametrize("kind", [lean, dataclasses.dataclass])
+def test_odd_classes(kind: Any) -> None:
+    @kind(frozen=True)
+    class Given:
+        size: int
+        by: InitVar[int] = 2
+        twice: int = field(init=False)
+
+        def __post_init__(self, by: int) -> None:
+            object.__setattr__(self, "twice", self.size * by)
+
+    @kind(frozen=True)
+    class Named:
+        self: int
+        _set: int = 0
+        _not_given: int = 1
+        _default__set: int = 2
+        made: list[int] = field(default_factory=list)
+
+    @kind(frozen=True)
+    class Unhashed:
+        size: int
+        __hash__ = None  # type: ignore[assignment]
+
+    assert Given(2).twice == 4 and Given(2, 3).twice == 6
+    assert dataclasses.astuple(Named(5, 6, 7)) == (5, 6, 7, 2, [])
+    with pytest.raises(TypeError):
+        hash(Unhashed(1))
+
+
+@pytest.mark.parametrize("kind", [lean, dataclasses.dataclass])
+def test_a_wrong_class_is_refused_when_it_is_defined(kind: Any) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"__annotations__": {"one": "int", "two": "int"}, "one": 1},
+        {"__setattr__": lambda self, name, value: None},
+        {"__delattr__": lambda self, name: None},
+    ]
+    for inside in wrong:
+        with pytest.raises(TypeError):
+            kind(frozen=True)(type("Wrong", (), inside))
 
 
 def test_a_frozen_dataclass_of_either_kind_may_inherit() -> None:

@@ -383,11 +383,15 @@ def killed_at(server: Troubled, kind: str, number: int, after: bool, start: Call
         begun[0].kill()
         return "lost answer" if after else "lost request"
 
+    def drop(seen: str, count: int) -> str | None:
+        """No later request of the kind arrives: else what was on its way with it may be all that there is."""
+        return "lost request" if seen == kind and count > number else None
+
     server.calm()
     if after:
-        server.after = kill
+        server.before, server.after = drop, kill
     else:
-        server.before = kill
+        server.before = lambda seen, count: kill(seen, count) or drop(seen, count)
     begun.append(start())
     code, text = begun[0].ended()
     server.calm()

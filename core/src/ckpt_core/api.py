@@ -113,8 +113,9 @@ def config_architecture(path: str | None) -> Architecture | None:
 _CONFIGS = ("config.json", "architecture.json")
 
 
-def _config_file(path: str) -> str:
-    """The config that is given: a file, or the one in the folder of a model."""
+def config_file(given: str | os.PathLike[str]) -> str:
+    """The config that is given, as a path on this machine: a file, or the one in the folder or repository of a model."""
+    path = localised(path_of(given, "config"))
     if not os.path.isdir(path):
         return path
     found = [file for name in _CONFIGS if os.path.isfile(file := os.path.join(path, name))]
@@ -140,7 +141,7 @@ def _reading(
             found=f"{training_state!r:.60}",
             expected=", ".join(_TRAINING_STATES),
         )
-    given = None if config is None else _config_file(localised(path_of(config, "config")))
+    given = None if config is None else config_file(config)
     typed = typed_options(plugin.info, options, "read")
     for option in plugin.info.options:
         if option.kind is Checkpoint and isinstance(typed.get(option.name), str):
@@ -357,7 +358,7 @@ def check_asked(
     writer, given = writer_of(to, {"tp": tp, "pp": pp, "ep": ep}), options_of(options)
     _state_wanted(writer, training_state)
     if config is not None:
-        config_architecture(_config_file(localised(path_of(config, "config"))))
+        config_architecture(config_file(config))
     if format is not None:
         reader = require(format)
         read, write = split_options(given, reader, writer)

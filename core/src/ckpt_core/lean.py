@@ -9,7 +9,9 @@ decorator, and a type checker sees no difference.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import reprlib
+import sys
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -19,13 +21,14 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(cls=None, /, *, frozen=False, slots=False, kw_only=False, **others):
-        """The class with the methods of a dataclass. A class that inherits fields or has other arguments goes to the standard library."""
+        """The class with the methods of a dataclass. A class that inherits fields, has other arguments or is odd goes to the standard library."""
         if cls is None:
             return lambda cls: dataclass(cls, frozen=frozen, slots=slots, kw_only=kw_only, **others)
-        if others or any(map(dataclasses.is_dataclass, cls.__bases__)):
+        if others or any(map(dataclasses.is_dataclass, cls.__bases__)) or _is_odd(cls, frozen):
             return dataclasses.dataclass(frozen=frozen, slots=slots, kw_only=kw_only, **others)(cls)
         own = {name for name, value in vars(cls).items() if value is not None}  # `__hash__` is None beside an `__eq__`
         made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
+        _check_order(dataclasses.fields(made))
         methods = {"__init__": _Init(made), "__repr__": _repr(made), "__eq__": _eq(made)}
         if frozen:
             made.__dataclass_params__.frozen = True  # a frozen dataclass of the standard library may inherit from it
@@ -39,6 +42,30 @@ else:
 
 
 __all__ = ["dataclass"]
+
+
+def _is_odd(cls: type, frozen: bool) -> bool:
+    """Whether a class has what few have: arguments that are no fields, a field called `self`, no hash although it has no `__eq__`, or
+    methods that a frozen one must not have."""
+    own, fields = vars(cls), inspect.get_annotations(cls)
+    return (
+        "self" in fields
+        or any("InitVar" in str(kind) for kind in fields.values())
+        or ("__hash__" in own and own["__hash__"] is None and "__eq__" not in own)
+        or (frozen and not own.keys().isdisjoint(("__setattr__", "__delattr__")))
+    )
+
+
+def _check_order(fields: Sequence[dataclasses.Field[Any]]) -> None:
+    """An argument without a default behind one that has one is an error of who wrote the class, not of who makes an object."""
+    before = None
+    for field in fields:
+        if not field.init or field.kw_only:
+            continue
+        if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
+            before = field.name
+        elif before is not None:
+            raise TypeError(f"non-default argument {field.name!r} follows default argument {before!r}")
 
 
 class _Init:
@@ -105,8 +132,8 @@ def _values(names: Sequence[str]) -> Callable[[object], tuple[Any, ...]]:
 
 def _init(made: Any, fields: Sequence[dataclasses.Field[Any]]) -> Callable[..., None]:
     """`__init__`, which sets the fields. It has to be compiled, because its arguments differ for each class."""
-    known: dict[str, Any] = {"_set": object.__setattr__, "_not_given": object()}
-    set_ = "_set(self, {!r}, {})" if made.__dataclass_params__.frozen else "self.{} = {}"
+    known: dict[str, Any] = {"__set": object.__setattr__, "__not_given": _NotGiven()}
+    set_ = "__set(self, {!r}, {})" if made.__dataclass_params__.frozen else "self.{} = {}"
     positional: list[str] = []
     by_name: list[str] = []
     lines: list[str] = []
@@ -114,12 +141,12 @@ def _init(made: Any, fields: Sequence[dataclasses.Field[Any]]) -> Callable[..., 
         name, value = field.name, field.name
         argument = name
         if field.default is not dataclasses.MISSING:
-            known[f"_default_{name}"] = field.default
-            argument, value = f"{name}=_default_{name}", name if field.init else f"_default_{name}"
+            known[f"__default_{name}"] = field.default
+            argument, value = f"{name}=__default_{name}", name if field.init else f"__default_{name}"
         elif field.default_factory is not dataclasses.MISSING:
-            known[f"_make_{name}"] = field.default_factory
-            argument = f"{name}=_not_given"
-            value = f"_make_{name}() if {name} is _not_given else {name}" if field.init else f"_make_{name}()"
+            known[f"__make_{name}"] = field.default_factory
+            argument = f"{name}=__not_given"
+            value = f"__make_{name}() if {name} is __not_given else {name}" if field.init else f"__make_{name}()"
         elif not field.init:
             continue  # __post_init__ sets it
         if field.init:
@@ -128,10 +155,24 @@ def _init(made: Any, fields: Sequence[dataclasses.Field[Any]]) -> Callable[..., 
     if hasattr(made, "__post_init__"):
         lines.append("self.__post_init__()")
     arguments = ", ".join(["self", *positional, *(["*", *by_name] if by_name else [])])
-    exec(f"def __init__({arguments}):\n {'; '.join(lines) or 'pass'}", known)
-    init: Callable[..., None] = known.pop("__init__")
+    text = (
+        f"def make({', '.join(known)}):\n def __init__({arguments}):\n  {'; '.join(lines) or 'pass'}\n return __init__"
+    )
+    inside: dict[str, Any] = {}
+    exec(
+        text, vars(sys.modules[made.__module__]), inside
+    )  # types of its arguments are looked up in the module of the class
+    init: Callable[..., None] = inside["make"](**known)
     init.__qualname__ = f"{made.__qualname__}.__init__"  # errors about arguments name it
+    init.__annotations__ = {field.name: field.type for field in fields if field.init} | {"return": None}
     return init
+
+
+class _NotGiven:
+    """The default of an argument whose value is made."""
+
+    def __repr__(self) -> str:
+        return "<factory>"  # as the standard library shows it
 
 
 def _state(self: Any) -> list[object]:

@@ -35,8 +35,11 @@ def new(name: str, folder: str | None, *, container: str, config: str) -> None:
 
     It is a whole plugin, for a framework that does not exist: rewrite it line by line for yours, with its tests beside you.
     """
+    from ckpt_core.plugins.installed import format_names
     from ckpt_core.template import project
 
+    if name in format_names():
+        raise UsageError(f"a format {name} is installed", expected="a name of its own", fix=f"see: ckpt formats {name}")
     files, folder = project(name, container, config), folder or f"ckpt-{name}"
     if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
         raise UsageError("the folder of the new plugin exists", file=folder, fix="name another one")

@@ -59,14 +59,16 @@ def command(
     ckpt selftest megatron --like model --tp 8 --pp 4
     ckpt selftest nxdt --config config.json --tp 32
     """
-    from ckpt_core.api import config_architecture, read_checkpoint
+    from ckpt_core.api import config_architecture, config_file, read_checkpoint
     from ckpt_core.plugins.discovery import require
     from ckpt_core.storage.dtypes import dtype_named
     from ckpt_core.verify.tracer import sizes, trace
 
     if (config is None) == (like is None):
         raise UsageError("which model?", expected="--config FILE or --like SRC")
-    architecture = read_checkpoint(like).architecture if like else config_architecture(config)
+    architecture = (
+        read_checkpoint(like).architecture if like is not None else config_architecture(config_file(config or ""))
+    )
     assert architecture is not None  # a config that says nothing raises
     seen = trace(format, architecture, dtype_named(dtype), options=options, tp=tp, pp=pp, ep=ep)
     if as_json:
