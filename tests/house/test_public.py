@@ -31,6 +31,13 @@ def test_every_name_is_there_and_documented() -> None:
         _ = ckpt_core.open_checkpiont
 
 
+def test_a_shell_completes_names_that_were_not_looked_at() -> None:
+    for module in ("", ".sdk", ".tensors", ".storage.torch", ".storage.chunks"):
+        code = f"import ckpt_core{module} as one; print(set(one.__all__) - set(dir(one)), len(one.__dir__()) - len(set(one.__dir__())))"
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert said.strip() == "set() 0", module
+
+
 def test_importing_loads_nothing() -> None:
     code = "import ckpt_core, sys; print([n for n in sys.modules if n.startswith(('ckpt_core.', 'numpy'))])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -60,4 +60,4 @@ if not TYPE_CHECKING:  # a type checker knows the names above, and no others
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted([*globals(), *__all__])
+        return sorted({*globals(), *__all__})
