@@ -3,7 +3,7 @@
 if TYPE_CHECKING:
     from here.reader import Header as ReadHeader, read
 else:
-    __getattr__ = found_in(__name__, {".reader": "Header:ReadHeader read"})
+    __getattr__, __dir__ = found_in(__name__, {".reader": "Header:ReadHeader read"})
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 
 
-def found_in(public: str, homes: Mapping[str, str]) -> Callable[[str], object]:
-    """`__getattr__` of the module `public`. `homes` has the names by the module that they are in, which is written as after a `from` there.
-    `name:other` is called `other` in `public`, and `:other` is the module itself.
+def found_in(public: str, homes: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of the module `public`. `homes` has the names by the module that they are in, which is written as after
+    a `from` there. `name:other` is called `other` in `public`, and `:other` is the module itself.
     """
     places = {
         called or name: (module, name)
@@ -31,4 +31,7 @@ def found_in(public: str, homes: Mapping[str, str]) -> Callable[[str], object]:
         found = own[name] = getattr(module, inside) if inside else module
         return found
 
-    return __getattr__
+    def __dir__() -> list[str]:
+        return sorted({*vars(sys.modules[public]), *places})  # `help` and completion look here
+
+    return __getattr__, __dir__

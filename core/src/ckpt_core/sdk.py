@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 else:
     from ckpt_core.lazily import found_in
 
-    __getattr__ = found_in(
+    __getattr__, __dir__ = found_in(
         __name__,
         {
             ".architecture": ":schema Activation Architecture Facts architecture_of facts_of",

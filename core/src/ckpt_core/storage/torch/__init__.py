@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 else:
     from ckpt_core.lazily import found_in
 
-    __getattr__ = found_in(
+    __getattr__, __dir__ = found_in(
         __name__,
         {
             "..pickle.limits": "Limits",
