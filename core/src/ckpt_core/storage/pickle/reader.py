@@ -242,6 +242,7 @@ def _run(machine: Machine, limits: Limits) -> None:
         window, at = data.window()
         if len(stack) > most:
             machine.fail("the pickle's stack grows too large", expected=f"at most {limits.stack} values")
+    data.advance(at)
     machine.fail("the pickle is too long", expected=f"at most {limits.opcodes} opcodes")
 
 
