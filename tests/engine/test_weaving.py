@@ -20,6 +20,7 @@ from ckpt_core.api import target_of
 from ckpt_core.architecture import Axis, Parameter
 from ckpt_core.engine import pages, plan
 from ckpt_core.engine.pages import runs_of
+from ckpt_core.engine.parts import Parts
 from ckpt_core.engine.pieces import Write, pieces, uncut
 from ckpt_core.engine.transfer import TargetFiles, run_transfer
 from ckpt_core.engine.weaving import SHORT, strands
@@ -253,6 +254,17 @@ def test_gate_and_up_are_planned_to_be_written_together(model: Path, tmp_path: P
     assert sum(one.bytes_written for one in made.tensors) == sum(
         delivery.block.stored_bytes for one in made.tensors for delivery in one.deliveries
     )
+
+
+def test_parts_for_a_store_wait_for_the_transfer_that_writes(model: Path, tmp_path: Path) -> None:
+    """And the others come with it, and not before everything else."""
+    made = plan_conversion(model, tmp_path / "out", to="hf")
+    parts = Parts(made.target.files, 1)
+    order = [one.name for one in parts.in_order(made.transfers)]
+    for one in (one for one in made.transfers if one.others):
+        (other,) = (found for found in made.transfers if found.name in one.others)
+        assert parts.of(one) and not parts.of(other)
+        assert abs(order.index(one.name) - order.index(other.name)) == 1
 
 
 @pytest.mark.parametrize("leaf", [0, 999])

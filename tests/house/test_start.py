@@ -82,6 +82,20 @@ def test_a_name_that_is_looked_up_is_what_a_type_checker_sees(module: str) -> No
         _ = public.absent
 
 
+@pytest.mark.parametrize("module", ["sdk", "storage.chunks", "storage.torch", "tensors"])
+def test_help_and_completion_see_names_that_nobody_looked_up(module: str) -> None:
+    code = "import importlib, sys; public = importlib.import_module(sys.argv[1]); assert {*public.__all__} <= {*dir(public)}"
+    subprocess.run([sys.executable, "-c", code, f"ckpt_core.{module}"], check=True)
+
+
+def test_numpy_by_its_lazy_name_is_no_package() -> None:
+    from ckpt_core import numpy
+
+    assert "ndarray" in dir(numpy) and not hasattr(numpy, "__path__")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("ckpt_core.numpy.linalg")
+
+
 def used_unimported(source: str) -> set[str]:
     """The names that a module uses when it runs, and imports only for a type checker."""
     tree = ast.parse(source)
@@ -179,3 +193,33 @@ class TestEntryPoints:
 
         monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
         assert not installed._only_folders()
+
+    def test_an_egg_that_setup_install_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        inside = tmp_path / "a_b-1.0-py3.11.egg" / "EGG-INFO"
+        inside.mkdir(parents=True)
+        (inside / "PKG-INFO").write_text("Name: a-b\nVersion: 1.0\n")
+        (inside / "entry_points.txt").write_text("[ckpt.formats]\na = os\n")
+        monkeypatch.setattr(sys, "path", [str(inside.parent)])
+        for found in (installed._in_folders(), installed._anywhere()):
+            assert [(one.name, one.value, one.distribution) for one in found] == [("a", "os", "a-b 1.0")]
+
+    @pytest.mark.parametrize(
+        ("metadata", "said"),
+        [
+            (None, "of_a_stranger 1.0"),
+            (b"", "of_a_stranger 1.0"),
+            (b"\xff\xfe", "of_a_stranger 1.0"),
+            (b"name:Of-A-Stranger\r\nversion:2.0\r\n\r\nName: none\r\n", "Of-A-Stranger 2.0"),
+        ],
+    )
+    def test_what_a_stranger_left(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata: bytes | None, said: str
+    ) -> None:
+        folder = tmp_path / "of_a_stranger-1.0.dist-info"
+        folder.mkdir()
+        (folder / "entry_points.txt").write_bytes(b"[ckpt.formats]\n# caf\xe9\na = os\n")  # in Latin-1
+        if metadata is not None:
+            (folder / "METADATA").write_bytes(metadata)
+        monkeypatch.setattr(sys, "path", [None, "a\0b", tmp_path])
+        assert installed._only_folders()
+        assert [(one.name, one.distribution) for one in installed._in_folders()] == [("a", said)]

@@ -25,7 +25,9 @@ from ckpt_core.engine.staging import Staging
 from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError, UsageError
 from ckpt_core.receipt.places import RECEIPT
 from ckpt_core.storage.bytes.remote import ranges, stores, writable
+from ckpt_core.storage.bytes.remote.az import Azure
 from ckpt_core.storage.bytes.remote.objects import Hiccup
+from ckpt_core.storage.bytes.remote.s3 import S3
 from ckpt_core.storage.bytes.remote.writing import Body
 from ckpt_core.storage.bytes.space import drops_space
 from ckpt_tests import tiny
@@ -140,6 +142,35 @@ def test_a_single_file_has_its_receipt_beside(model: Path, bucket: Bucket, spool
     assert ckpt("verify", model, ADDRESS)[0] == 0
     bucket.keep(ADDRESS, data[:-1] + bytes([data[-1] ^ 1]))
     assert ckpt("verify", model, ADDRESS)[0] == 3
+
+
+def test_a_single_file_that_is_in_the_way_is_named_for_removal(model: Path, bucket: Bucket) -> None:
+    convert(model, ADDRESS, to="nemo")
+    with pytest.raises(CkptError, match="the destination exists") as error:
+        convert(model, ADDRESS, to="nemo", tp=2)
+    assert f"(remove {ADDRESS} && remove {ADDRESS}.{RECEIPT})" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "single", "command"),
+    [
+        (S3, False, "aws s3 rm --recursive 's3://models/my llama*'"),
+        (S3, True, "aws s3 rm 's3://models/my llama*'"),
+        (Azure, False, "az storage blob delete-batch --source models --pattern 'my llama[*]/*'"),
+        (Azure, True, "az storage blob delete --container-name models --name 'my llama*'"),
+    ],
+)
+def test_a_command_for_a_shell_removes_that_address_alone(kind: type, single: bool, command: str) -> None:
+    """`s3://models/my` is another one, and `my llama-2` matches `my llama*`."""
+    scheme = "s3" if kind is S3 else "az"
+    store = object.__new__(kind)  # without its library
+    store._root, store._container = f"{scheme}://models", "models"
+    assert store.removal(f"{scheme}://models/my llama*", single) == command
+
+
+def test_a_name_that_azure_changes_is_refused() -> None:
+    with pytest.raises(UsageError, match="a slash of each backslash"):
+        writable.writable("az://models/a\\b")
 
 
 def test_the_receipt_is_the_last_thing_that_is_put(model: Path, bucket: Bucket) -> None:

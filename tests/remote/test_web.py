@@ -15,11 +15,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from ckpt_core import convert, fingerprint, open_checkpoint
-from ckpt_core.errors import CkptError, FormatError, StoreError
+from ckpt_core.errors import CkptError, FormatError, StoreError, UsageError
 from ckpt_core.receipt.places import RECEIPT
 from ckpt_core.storage.bytes.remote import http, localised, object_at, ranges, stand_in
+from ckpt_core.storage.bytes.remote.http import Refused
 from ckpt_core.storage.bytes.remote.objects import Listing, Object
 from ckpt_core.storage.bytes.remote.view import _stood
+from ckpt_core.storage.bytes.remote.web import _no
 from ckpt_core.storage.safetensors import read_header
 from ckpt_tests.folders import contents
 from ckpt_tests.goldens import SHIPPED
@@ -161,6 +163,62 @@ def test_a_redirect_is_followed_and_a_ring_of_them_refused(site: Site) -> None:
     ranges._STEPS.__init__()  # type: ignore[misc]
     with pytest.raises(StoreError, match=r"does not give this file(?s:.)*too many redirects"):
         fingerprint(site.url + "llama")
+
+
+@pytest.mark.parametrize("location", ["/new/a%20b%C3%A9.bin", "/new/a b\u00c3\u00a9.bin"])
+def test_a_redirect_may_have_spaces_and_letters(site: Site, location: str) -> None:
+    """As browsers take them. The server writes headers in Latin-1, so that what it sends of the second one is UTF-8."""
+    (site.folder / "new").mkdir()
+    (site.folder / "new/a b\u00e9.bin").write_bytes(b"12345")
+    site.location = location
+    found = object_at(localised(site.url + "old/file"))
+    assert found is not None and ranges.read(found, 1, 2) == b"23"
+
+
+@pytest.mark.parametrize("location", ["http://localhost:99999/x", "http://[::1/x", "ftp://localhost/x"])
+def test_a_redirect_to_no_url_is_refused(site: Site, location: str) -> None:
+    site.location = location
+    with pytest.raises(StoreError, match="not a URL of the web"):
+        localised(site.url + "old/file")
+
+
+@pytest.mark.parametrize("status", [403, 405, 501])
+def test_a_server_without_head_is_asked_for_a_byte(site: Site, status: int) -> None:
+    """A URL that S3 signed for GET is refused for HEAD."""
+    expected = fingerprint(site.folder / "llama")
+    site.no_head = status
+    assert fingerprint(site.url + "llama") == expected
+    with pytest.raises(StoreError, match="404"):
+        localised(site.url + "llama/none")
+
+
+def test_an_address_with_spaces_and_letters_is_asked_for_as_it_is_meant(site: Site) -> None:
+    (site.folder / "na\u00efve 1").mkdir()
+    (site.folder / "na\u00efve 1/x.bin").write_bytes(b"12345")
+    assert ranges.read(object_at(localised(f"{site.url}na\u00efve 1/x.bin")), 1, 2) == b"23"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("address", ["http://localhost:99999/x?sig=hidden", "http://[::1/x?sig=hidden", "http:///x"])
+def test_an_address_that_is_no_url_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match="the address is no URL") as error:
+        localised(address)
+    assert "hidden" not in str(error.value)
+
+
+def test_a_size_that_no_file_has_is_refused(site: Site) -> None:
+    site.lie = 1 << 63
+    with pytest.raises(StoreError, match="does not say enough"):
+        localised(site.url + "llama/config.json")
+
+
+def test_a_netrc_that_is_not_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password hidden\n")
+    (tmp_path / ".netrc").chmod(0o644)
+    refused = Refused(401, "Unauthorized")
+    assert "chmod 600" in str(_no("https://server/x", refused))
+    (tmp_path / ".netrc").chmod(0o600)
+    assert "chmod 600" not in str(_no("https://server/x", refused))
 
 
 @pytest.mark.parametrize(

@@ -579,3 +579,10 @@ def test_depth_and_size_of_what_is_shared_and_cyclic():
     cycle.state["self"] = cycle
     assert measure(cycle, 10)[0] == 4
     assert measure([[[[]]]], 3)[0] == 4
+
+
+@pytest.mark.parametrize("count", [2, 3, 40])
+def test_too_many_opcodes_are_told_where_they_end(count: int) -> None:
+    """After a row of simple opcodes, too, which are read without the table."""
+    with pytest.raises(FormatError, match=rf"the pickle is too long \(byte {count + 3} of the pickle\)"):
+        read_pickle(b"\x80\x02M\x00\x01" + b"N" * 50 + b".", "f", limits=Limits(opcodes=count))

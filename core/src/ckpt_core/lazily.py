@@ -14,8 +14,8 @@ from importlib import import_module
 
 
 def found_in(public: str, homes: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of the module `public`, so that a shell completes names that were not looked at. `homes` has the names by the module that they are in, which is written as after a `from` there.
-    `name:other` is called `other` in `public`, and `:other` is the module itself.
+    """`__getattr__` and `__dir__` of the module `public`. `homes` has the names by the module that they are in, which is written as after
+    a `from` there. `name:other` is called `other` in `public`, and `:other` is the module itself.
     """
     places = {
         called or name: (module, name)
@@ -32,6 +32,6 @@ def found_in(public: str, homes: Mapping[str, str]) -> tuple[Callable[[str], obj
         return found
 
     def __dir__() -> list[str]:
-        return sorted({*vars(sys.modules[public]), *places})
+        return sorted({*vars(sys.modules[public]), *places})  # `help` and completion look here
 
     return __getattr__, __dir__

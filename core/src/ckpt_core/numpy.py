@@ -13,7 +13,14 @@ else:
 
     def __getattr__(name):
         """A name of NumPy, which is found without this function the next time."""
+        if name == "__path__":  # this is no package, and has none of the modules of one
+            raise AttributeError(name)
         import numpy
 
         found = globals()[name] = getattr(numpy, name)
         return found
+
+    def __dir__():
+        import numpy
+
+        return dir(numpy)

@@ -94,8 +94,8 @@ class Bucket:
 
     # --- to write
 
-    def removal(self, address: str) -> str:
-        return f"remove {address}"
+    def removal(self, address: str, single: bool = False) -> str:
+        return f"remove {address}" if single else f"remove all in {address}"
 
     def below(self, address: str) -> Sequence[str]:
         return list(self.folder(address))

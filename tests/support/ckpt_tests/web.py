@@ -37,12 +37,15 @@ class Site:
 
     `fault` is called with the number of the request for bytes and may name one: "status", "drop", "short", "whole", "other", "none",
     "silent" (no answer at all), "stalled" (half of one), "longer" and "shorter" (than Content-Length says), "moved" (a redirect).
+    `no_head` is the status with which it refuses HEAD, `location` a redirect for each file behind `old/`.
     `lie` is added to the size of each file where it is asked for alone. `etags`: without them there is only the time of the last change. `repository` makes it a hub with that one.
     """
 
     folder: Path
     fault: Callable[[int], str | None] = lambda number: None
     lie: int = 0
+    no_head: int | None = None
+    location: str | None = None
     etags: bool = True
     conditions: bool = True
     repository: str | None = None
@@ -97,7 +100,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if self.site.repository is not None and (path.startswith("/api/") or "/resolve/" in path):
+        if self.command == "HEAD" and self.site.no_head is not None:
+            self._answer(b"", {}, self.site.no_head)
+        elif self.site.location is not None and path.startswith("/old/"):
+            self._answer(b"", {"Location": self.site.location}, 302)
+        elif self.site.repository is not None and (path.startswith("/api/") or "/resolve/" in path):
             self._hub(path)
         elif path.startswith("/blobs/") and self.site.repository is not None:
             if self.path in self.site.expired:

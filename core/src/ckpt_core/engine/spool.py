@@ -121,7 +121,9 @@ class Spool(Staging):
         if not foreign:
             return
         named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else "")
-        remove = f"remove it first ({self._store.removal(self.address)}), or use another name"
+        alone = [one for one in foreign if one in (self.address, self._receipt_at)] if self._single else []
+        commands = [self._store.removal(one, single=True) for one in alone] or [self._store.removal(self.address)]
+        remove = f"remove it first ({' && '.join(commands)}), or use another name"
         if overwrite:
             raise UsageError(
                 "--overwrite replaces nothing in a store, where many objects can't be replaced in one step",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ckpt_core import numpy as np
 from ckpt_core.layout import Link, Part, Tile, ValueMap
@@ -15,8 +16,10 @@ from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.boxes import Box
-from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.tensors.stored import stored_values
+
+if TYPE_CHECKING:
+    from ckpt_core.tensors.source import SourceFiles
 
 SHORT = 512
 """Runs of fewer bytes are woven: a write of one costs about as much as copying this much."""

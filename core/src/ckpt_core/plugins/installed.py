@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 GROUP = "ckpt.formats"
 """The entry points of formats; the name of each is the format's."""
 _FOLDERS = (".dist-info", ".egg-info")
+_EGG, _IN_EGG = ".egg", "egg-info"  # a folder of the path that holds one distribution, as `setup.py install` made it
 _FILE = "entry_points.txt"
 _HEAD = 1 << 12
 
@@ -60,8 +61,8 @@ class EntryPoint:
         """The distribution, with its version."""
         if not isinstance(self.of, str):
             return f"{self.of.name} {self.of.version}"
-        said = _said_in(self.of)
-        return f"{said.get('Name', '?')} {said.get('Version', '?')}"
+        said, named = _said_in(self.of), _stem(self.of).split("-")
+        return f"{said.get('name') or named[0]} {said.get('version') or '-'.join(named[1:2]) or '?'}"
 
 
 def _said_in(folder: str) -> dict[str, str]:
@@ -69,8 +70,16 @@ def _said_in(folder: str) -> dict[str, str]:
     for name in ("METADATA", "PKG-INFO"):
         with contextlib.suppress(OSError), open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
             head = file.read(_HEAD).partition("\n\n")[0]
-            return dict(line.split(": ", 1) for line in head.split("\n") if ": " in line)
+            pairs = (line.partition(":") for line in head.split("\n"))
+            return {key.lower(): value.strip() for key, _, value in pairs}
     return {}
+
+
+def _stem(folder: str) -> str:
+    """What the name of a folder of metadata says: the distribution and its version. That of an egg is said by the egg."""
+    if os.path.basename(folder).lower() == _IN_EGG:
+        folder = os.path.dirname(folder)
+    return os.path.splitext(os.path.basename(folder))[0]
 
 
 @functools.cache
@@ -89,7 +98,7 @@ def _only_folders() -> bool:
     """Whether all distributions lie in folders of the path."""
     finders = (finder for finder in sys.meta_path if finder is not PathFinder)
     return not any(hasattr(finder, "find_distributions") for finder in finders) and not any(
-        map(os.path.isfile, sys.path)
+        map(os.path.isfile, map(str, sys.path))
     )
 
 
@@ -104,17 +113,20 @@ def _anywhere() -> Iterator[EntryPoint]:
 def _in_folders() -> Iterator[EntryPoint]:
     """Of each distribution those that come first on the path, as Python imports it."""
     known: set[str] = set()
-    for place in sys.path:
+    for place in map(str, sys.path):
         try:
             names = os.listdir(place or ".")
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a null byte
             continue
+        in_egg = place.lower().endswith(_EGG)
         for name in names:
-            stem, ending = os.path.splitext(name)
-            distribution = re.sub(r"[-_.]+", "-", stem.partition("-")[0]).lower()
-            if ending.lower() in _FOLDERS and distribution not in known:
+            if not name.lower().endswith(_FOLDERS) and not (in_egg and name.lower() == _IN_EGG):
+                continue
+            folder = os.path.join(place, name)
+            distribution = re.sub(r"[-_.]+", "-", _stem(folder).partition("-")[0]).lower()
+            if distribution not in known:
                 known.add(distribution)
-                yield from _declared(os.path.join(place, name))
+                yield from _declared(folder)
 
 
 def _declared(folder: str) -> Iterator[EntryPoint]:
@@ -125,7 +137,7 @@ def _declared(folder: str) -> Iterator[EntryPoint]:
     except OSError:  # most distributions have none
         return
     section = ""
-    for line in map(str.strip, data.decode().splitlines() if GROUP.encode() in data else ()):
+    for line in map(str.strip, data.decode(errors="replace").splitlines() if GROUP.encode() in data else ()):
         if line.startswith("[") and line.endswith("]"):
             section = line.strip("[]")
         elif section == GROUP and line and not line.startswith("#"):

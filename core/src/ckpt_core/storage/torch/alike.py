@@ -19,7 +19,7 @@ from ckpt_core.storage.bytes.stored import StoredFile, open_file
 from ckpt_core.storage.pickle.limits import Limits
 from ckpt_core.storage.tensor import Record, StoredTensor
 
-_MOST_LENGTHS = 1 << 10
+_MOST_LENGTHS = 1 << 7  # with the two below: what is kept takes 16 MiB at most
 _MOST_OF_A_LENGTH = 8
 _MOST_BYTES = 1 << 14
 _SUM = 4  # bytes of a CRC-32

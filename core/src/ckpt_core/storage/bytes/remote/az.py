@@ -15,6 +15,8 @@ import contextlib
 import importlib
 import logging
 import os
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -86,10 +88,12 @@ class Azure:
         except ImportError:
             raise self._without(self._root, "no key, no signature, and azure-identity is not installed") from None
 
-    def removal(self, address: str) -> str:
+    def removal(self, address: str, single: bool = False) -> str:
         """See `WritableStore`."""
-        key = self._key(address).rstrip("/")
-        return f"az storage blob delete-batch --source {self._container} --pattern '{key}/*'"
+        if single:
+            return f"az storage blob delete --container-name {self._container} --name {shlex.quote(self._key(address))}"
+        key = re.sub(r"([*?[])", r"[\1]", self._key(address).rstrip("/"))
+        return f"az storage blob delete-batch --source {self._container} --pattern {shlex.quote(f'{key}/*')}"
 
     def below(self, address: str) -> Sequence[str]:
         """See `WritableStore`; the first thousand."""
@@ -245,7 +249,7 @@ class Azure:
         if code in _PASSING or status in (408, 429) or status < 300 or (status >= 500 and status != 501):
             return Hiccup(said)
         if status in (401, 403):
-            expired = "time frame" in said or "expired" in said.lower()
+            expired = "time frame" in str(error) or "expired" in said.lower()  # Azure says so in a line of its own
             return StoreError(
                 "the credentials have expired" if expired else "the store does not let you do this",
                 file=address,

@@ -46,7 +46,20 @@ _ELSEWHERE_CODES = (
     "redirect without LOCATION",
 )
 _ELSEWHERE = ("the bucket is in another region", "set AWS_REGION to that of the bucket")
+_KEY_OF_AZURE = "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN"
 _REFUSALS = {
+    "specified time frame": (
+        "the signature has expired, or is not valid yet",
+        "get a new one, or set the clock of this machine right; then repeat the command: what is done of a conversion is kept",
+    ),
+    "AuthorizationPermissionMismatch": (
+        "the store does not let you read there",
+        "it takes the role Storage Blob Data Reader, or a signature with the permissions r and l",
+    ),
+    **dict.fromkeys(
+        ("AuthenticationFailed", "AuthorizationFailure"),
+        ("the store does not take the credentials", f"look at {_KEY_OF_AZURE}: a signature may have expired"),
+    ),
     "ExpiredToken": _EXPIRED,
     "RequestExpired": _EXPIRED,
     "TokenRefreshRequired": _EXPIRED,

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import TypeVar
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from ckpt_core.errors import StoreError
 from ckpt_core.storage.bytes.remote.objects import Hiccup, without_secrets
@@ -21,6 +21,8 @@ _TIMEOUT = 60.0  # seconds without a byte
 _MOST_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
+_NO_HEAD = (403, 405, 501)  # 403: S3 and Google sign a URL for one method
+_PLAIN = "%/:=&?~+!$,;'@()*[]"  # what `quote` leaves alone in a URL, beside letters and digits
 _PIECE = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _local = threading.local()
@@ -34,12 +36,33 @@ class Refused(Exception):
 
     def __init__(self, status: int, reason: str) -> None:
         self.status, self.reason = status, reason
-        super().__init__(f"{status} {reason}")
+        super().__init__(f"{status} {reason}" if status else reason)
 
 
 def head(url: str, headers: Headers) -> tuple[str, http.client.HTTPMessage]:
-    """The headers of what lies at a URL, and the URL where it really lies; `Refused` or `Hiccup` if it does not say."""
-    return _asked("HEAD", url, headers, lambda answer, url: (url, answer.headers))
+    """The headers of what lies at a URL, and the URL where it really lies; `Refused` or `Hiccup` if it does not say.
+
+    A server that gives no headers alone is asked for the first byte.
+    """
+    try:
+        return _asked("HEAD", url, headers, lambda answer, url: (url, answer.headers))
+    except Refused as refused:
+        if refused.status not in _NO_HEAD:
+            raise
+    return _asked("GET", url, {**headers, "Range": "bytes=0-0"}, _headers_alone)
+
+
+def _headers_alone(answer: http.client.HTTPResponse, url: str) -> tuple[str, http.client.HTTPMessage]:
+    """What an answer to HEAD would have: the length of the whole file. The body may be that file, so it is left where it is."""
+    said = answer.headers
+    if answer.status == 206:
+        found = _CONTENT_RANGE.fullmatch(said.get("Content-Range", "").strip())
+        del said["Content-Length"]
+        if found is not None and found[3] != "*":
+            said["Content-Length"] = found[3]
+    answer.will_close = True
+    answer.close()
+    return url, said
 
 
 def body(url: str, headers: Headers, longest: int) -> tuple[str, http.client.HTTPMessage, bytes]:
@@ -109,7 +132,7 @@ def _broken(url: str, does: str, found: str, expected: str) -> StoreError:
 
 def _asked(method: str, url: str, headers: Headers, use: Callable[[http.client.HTTPResponse, str], T]) -> T:
     """What `use` makes of the answer, redirects followed. What a server may see of `headers` another one may not."""
-    asked, sent = url, dict(headers)
+    asked, sent = _requested(url), dict(headers)
     for _ in range(_MOST_REDIRECTS):
         answer, connection = _answer(method, asked, sent)
         kept = False
@@ -117,7 +140,7 @@ def _asked(method: str, url: str, headers: Headers, use: Callable[[http.client.H
             if answer.status in _REDIRECTS and (place := answer.headers.get("Location")):
                 answer.read(_PIECE)  # its page; of one that does not end no more
                 kept = answer.isclosed()
-                target = urljoin(asked, place)
+                target = _requested(place.encode("latin-1").decode("utf-8", "surrogateescape"), asked)
                 if site(target) != site(asked):
                     sent = {
                         name: value for name, value in sent.items() if name.lower() not in ("authorization", "cookie")
@@ -141,6 +164,17 @@ def _asked(method: str, url: str, headers: Headers, use: Callable[[http.client.H
             if not kept or answer.will_close:
                 connection.close()
     raise Refused(answer.status, "too many redirects")
+
+
+def _requested(url: str, beside: str = "") -> str:
+    """A URL as a request has it: whole, and in ASCII. Servers redirect to names with spaces and letters, and in no fixed code; `Refused` for what is no URL."""
+    try:
+        parts = urlsplit(urljoin(beside, url))
+        _ = parts.port  # raises for what is none
+    except ValueError:
+        raise Refused(0, "not a URL of the web") from None
+    path, query = (quote(one, safe=_PLAIN, errors="surrogateescape") for one in (parts.path, parts.query))
+    return parts._replace(path=path, query=query).geturl()
 
 
 def _wait(said: str | None) -> float | None:

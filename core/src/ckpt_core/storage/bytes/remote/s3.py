@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -85,9 +86,9 @@ class S3:
         if os.environ.get("AWS_REQUEST_PAYER", "").lower() in ("true", "1", "requester"):  # as obstore reads it
             self._client.meta.events.register("provide-client-params.s3", _paid)
 
-    def removal(self, address: str) -> str:
+    def removal(self, address: str, single: bool = False) -> str:
         """See `WritableStore`."""
-        return f"aws s3 rm --recursive {address}"
+        return f"aws s3 rm {'' if single else '--recursive '}{shlex.quote(address)}"
 
     def below(self, address: str) -> Sequence[str]:
         """See `WritableStore`; the first thousand."""

@@ -22,6 +22,8 @@ def address_of(path: str) -> str:
     `UsageError` for what is all but an address: pathlib makes `s3:/bucket` of `s3://bucket`, other programs write `s3:bucket`.
     """
     if (scheme := scheme_of(path)) is not None:
+        if scheme in ("https", "http"):
+            _check_url(path)
         query = path.partition("?")[2]
         if "=" in query and scheme not in (*BUCKETS, "hf"):  # there it may be a part of a name
             stands_for(f"?{query}", "")  # what signs a URL is shown to nobody
@@ -39,12 +41,37 @@ def address_of(path: str) -> str:
     return path
 
 
+def _check_url(address: str) -> None:
+    """Raise `UsageError` for an address of the web that is no URL."""
+    from urllib.parse import urlsplit
+
+    try:
+        host, _ = urlsplit(address).hostname, urlsplit(address).port
+    except ValueError:
+        host = None
+    if not host:
+        raise UsageError(
+            "the address is no URL",
+            found=address.partition("?")[0].rpartition("@")[2],
+            expected="https://server/folder/ or https://server:port/file",
+        )
+
+
 def check_names(address: str) -> None:
     """Raise `UsageError` for an address in a bucket whose names its readers do not take: obstore has no empty ones, none that mean
     a folder above, and no control characters in them.
     """
     names = address.rstrip("/").split("/")[3:]
     strange = next((name for name in names if name in ("", ".", "..") or _CONTROL.search(name)), None)
+    if strange is None and address.startswith("az://"):
+        strange = next((name for name in names if "\\" in name), None)
+        if strange is not None:
+            raise UsageError(
+                "Azure makes a slash of each backslash in a name",
+                file=address,
+                found=f"the name {strange!r}",
+                fix="take another name, or write the slashes",
+            )
     if strange is not None:
         raise UsageError(
             "the address is not that of a folder in a bucket",

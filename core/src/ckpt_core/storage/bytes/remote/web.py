@@ -19,6 +19,7 @@ from ckpt_core.storage.bytes.remote.objects import Listing, Object, changed, wit
 _LONGEST_PAGE = 16 << 20
 _DEEPEST = 32
 _GONE = (404, 410, 412, 416)
+_MOST_DIGITS = 18  # of a size that a file can have
 
 
 class Web:
@@ -75,7 +76,8 @@ class Web:
         """Fill `view` from `offset`, if the server still has this version."""
         url, when = _url(object), email.utils.formatdate(object.modified_ns / 1e9, usegmt=True)
         strong = object.version.startswith('"')
-        condition = {"If-Match": object.version} if strong else {"If-Unmodified-Since": when}
+        weak = {"If-Unmodified-Since": when} if object.modified_ns else {}  # a weak ETag meets no condition
+        condition = {"If-Match": object.version} if strong else weak
         try:
             headers = http.read_range(url, {**_credentials(url), **condition}, view, offset, object.size)
         except Refused as refused:
@@ -111,7 +113,7 @@ class _Links(HTMLParser):
 
 def _object(url: str, headers: HTTPMessage) -> Object:
     address, version, size = unquote(without_secrets(url)), _version(headers), headers.get("Content-Length", "")
-    if version is None or not size.isdecimal():
+    if version is None or not size.isdecimal() or len(size) > _MOST_DIGITS:
         raise StoreError(
             "the server does not say enough of the file to read a part of it",
             file=address,
@@ -151,5 +153,16 @@ def _no(address: str, refused: Refused) -> StoreError:
         "the server does not give this file",
         file=without_secrets(address),
         found=str(refused),
-        fix="put the name and the password into ~/.netrc" if refused.status in (401, 403) else None,
+        fix=f"put the name and the password into ~/.netrc{_unread()}" if refused.status in (401, 403) else None,
     )
+
+
+def _unread() -> str:
+    """Why the passwords that are there already are not used; its own words may have one of them."""
+    try:
+        with contextlib.suppress(OSError):
+            netrc.netrc()
+    except netrc.NetrcParseError as error:
+        where = f"line {error.lineno} is wrong" if error.lineno else "something in it is wrong"
+        return f", which is not read as it is: {where}, or others may read it (chmod 600 ~/.netrc)"
+    return ""

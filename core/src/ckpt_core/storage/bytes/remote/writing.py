@@ -106,8 +106,8 @@ class Body(io.RawIOBase):
 class WritableStore(Protocol):
     """Where files are written to. Its errors are `Hiccup` for what may pass, and `StoreError` for what will not."""
 
-    def removal(self, address: str) -> str:
-        """The command that removes what lies at an address, for who is told to."""
+    def removal(self, address: str, single: bool = False) -> str:
+        """The command that removes what lies in a folder, or the `single` object of that name, for who is told to; for a shell."""
         ...
 
     def below(self, address: str) -> Sequence[str]:
