@@ -1040,3 +1040,20 @@ def test_a_file_that_lost_its_size_is_not_published(model: Path, tmp_path: Path)
     with pytest.raises(WorkerError, match="size"):
         convert(model, tmp_path / "run", **ARGUMENTS, workers=1, executor=Cluster(bad=99), listener=cut)
     assert not (tmp_path / "run").exists()
+
+
+_CREDENTIALS = """
+import os
+from ckpt_core.engine.executors import executor_for
+
+for said in ("first", "second"):
+    os.environ["CREDENTIALS"] = said
+    with executor_for("processes", 1) as pool:
+        print(pool.submit(os.getenv, "CREDENTIALS").result())
+"""
+
+
+def test_a_worker_has_the_environment_of_now() -> None:
+    """The server that workers are forked from keeps the environment of the first conversion of its process."""
+    said = subprocess.run([sys.executable, "-c", _CREDENTIALS], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["first", "second"]

@@ -44,7 +44,12 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
     elif engine == "processes":
         from concurrent.futures import ProcessPoolExecutor  # the import takes a while
 
-        with _started_safely(), ProcessPoolExecutor(workers, _forked_from_a_server()) as pool:
+        from ckpt_core.engine.worker import take_environment
+
+        with (
+            _started_safely(),
+            ProcessPoolExecutor(workers, _forked_from_a_server(), take_environment, (dict(os.environ),)) as pool,
+        ):
             yield pool
     else:
         with {"ray": _ray, "dask": _dask}[engine](workers, address) as pool:
