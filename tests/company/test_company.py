@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 
 from ckpt_core import convert
 from ckpt_core.api import plan_conversion, read_checkpoint
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar, Target
 from ckpt_core.cli.main import main
 from ckpt_core.company.companions import companions_of, files_in, known_ids, losses_of, with_sound_ids
-from ckpt_core.company.tokenizer import ids_of, size_of
+from ckpt_core.company.tokenizer import ids_of, size_beyond, size_of
 from ckpt_core.company.vocabulary import with_sound_tokenizer
 from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.storage.bytes.home import at_home
@@ -307,6 +309,27 @@ class TestATokenizerOfAnotherSize:
     def test_one_that_fits_a_smaller_one_and_a_damaged_one_are_not(self, content: object, tmp_path: Path) -> None:
         given = checkpoint({}, files(tmp_path, tokenizer__json=content))
         assert with_sound_tokenizer(given) is given
+
+    @given(
+        ids=some.lists(some.integers(0, 1500), max_size=6),
+        added=some.lists(some.integers(0, 1500), max_size=2),
+        pieces=some.none() | some.integers(0, 30),
+        vocabulary=some.integers(1, 1200),
+        text=some.sampled_from(["a", ": 999999", '"vocab": [', "\\"]),
+    )
+    def test_what_a_search_finds_is_what_parsing_finds(
+        self, ids: list[int], added: list[int], pieces: int | None, vocabulary: int, text: str
+    ) -> None:
+        """tokenizer.json is parsed only where a number in it is large enough: texts that look like one change nothing."""
+        words = {f"{text}{number}": number for number in ids} if pieces is None else [[text, 0.0]] * pieces
+        body = {"model": {"vocab": words}, "added_tokens": [{"id": number, "content": text} for number in added]}
+        config = {"added_tokens_decoder": {str(number): {} for number in added[:1]}}
+        held = {
+            name: Sidecar.made_of("a", json.dumps(content, indent=indent).encode())
+            for name, content, indent in (("tokenizer.json", body, 1), ("tokenizer_config.json", config, None))
+        }
+        size = size_of(held)
+        assert size_beyond(held, vocabulary) == (size if size is not None and size > vocabulary else None)
 
     def test_a_plan_and_inspect_say_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         model, source = write_ir(tmp_path / "ir", example("llama", **HEADS), values=calm_numbers), tmp_path / "source"

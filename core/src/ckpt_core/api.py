@@ -39,7 +39,7 @@ from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt, find_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
-from ckpt_core.storage.bytes.remote import localised
+from ckpt_core.storage.bytes.remote import localised, stand_in
 from ckpt_core.storage.bytes.remote.ranges import noting_failures
 from ckpt_core.storage.bytes.remote.writable import writable
 from ckpt_core.storage.dtypes import DType, written_dtype
@@ -445,7 +445,8 @@ def plan_conversion(
         checkpoint = _read(reader, local, replace(how, training_state="drop"), fact).not_continued(problem)
         checkpoint = checkpoint.in_dtype(request.dtype)
         target = target_of(writer, checkpoint, request)
-    checkpoint = with_sound_tokenizer(checkpoint)
+    if not stand_in(local):
+        checkpoint = with_sound_tokenizer(checkpoint)
     asked = {
         "to": to,
         **ranks,

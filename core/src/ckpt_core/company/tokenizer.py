@@ -11,6 +11,7 @@ The files are those of Hugging Face tokenizers, which travel with a model in eve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeGuard
 
@@ -39,12 +40,30 @@ def size_of(files: Mapping[str, Sidecar]) -> int | None:
     None if no file says it; `FormatError` for a damaged one.
     """
     ids = list(_own_ids(files))
-    if not ids:
-        return None
-    ids += _numbers(_object(files, "added_tokens.json").values())
+    return max([*ids, *_added_ids(files)]) + 1 if ids else None
+
+
+def size_beyond(files: Mapping[str, Sidecar], vocabulary: int) -> int | None:
+    """`size_of` where it is more than `vocabulary`, else None. Mostly tokenizer.json is only searched: parsing it takes as long as a command takes to start."""
+    file = files.get("tokenizer.json")
+    if file is None or _may_reach(_content(file), vocabulary):
+        size = size_of(files)
+    else:
+        size = max(_added_ids(files), default=-1) + 1
+    return size if size is not None and size > vocabulary else None
+
+
+def _may_reach(data: bytes, vocabulary: int) -> bool:
+    """Whether a tokenizer.json may have an id from `vocabulary` on: a number behind a colon that is as large, or pieces of Unigram, whose places are their ids."""
+    numbers = re.findall(rb":\s*(\d{%d,})" % len(str(vocabulary)), data)
+    return any(int(number) >= vocabulary for number in numbers) or re.search(rb'"vocab"\s*:\s*\[', data) is not None
+
+
+def _added_ids(files: Mapping[str, Sidecar]) -> list[int]:
+    """The ids of added tokens that stand in files of their own."""
     added = _object(files, "tokenizer_config.json").get("added_tokens_decoder")
-    ids += [int(number) for number in added if number.isdecimal()] if isinstance(added, dict) else []
-    return max(ids) + 1
+    ids = [int(number) for number in added if number.isdecimal()] if isinstance(added, dict) else []
+    return [*_numbers(_object(files, "added_tokens.json").values()), *ids]
 
 
 def _own_ids(files: Mapping[str, Sidecar]) -> Iterator[int]:

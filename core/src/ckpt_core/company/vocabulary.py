@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ckpt_core.architecture import parameters
 from ckpt_core.checkpoint import Checkpoint, Loss
-from ckpt_core.company.tokenizer import size_of
+from ckpt_core.company.tokenizer import size_beyond, size_of
 from ckpt_core.errors import CkptError
 from ckpt_core.plugins.request import ReadRequest
 
@@ -75,15 +75,18 @@ def with_vocabulary(checkpoint: Checkpoint, vocabulary: int) -> Checkpoint:
 def with_sound_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
     """`checkpoint`, with a loss that says so where its tokenizer has ids that its vocabulary does not have.
 
-    Such a tokenizer goes along all the same: the wild has models whose added tokens never got a row. It reads the
-    tokenizer's files whole, which takes a quarter of a second for 128k tokens, so it is for those who show the losses.
+    Such a tokenizer goes along all the same: the wild has models whose added tokens never got a row. It reads the tokenizer's files
+    whole, which are megabytes to fetch from a store: there a plan asks for headers alone, and does without it.
     """
     tokens = checkpoint.architecture.tokens
-    count = None if tokens is None else _count(checkpoint)
-    if tokens is None or count is None or count <= tokens.vocabulary:
+    try:
+        size = None if tokens is None else size_beyond(checkpoint.sidecars, tokens.vocabulary)
+    except CkptError:  # a damaged one says nothing
+        size = None
+    if tokens is None or size is None:
         return checkpoint
     reason = (
-        f"its ids go up to {count - 1}, and those of the vocabulary to {tokens.vocabulary - 1}: a text with a token beyond it "
+        f"its ids go up to {size - 1}, and those of the vocabulary to {tokens.vocabulary - 1}: a text with a token beyond it "
         "makes a framework fail, or reads a row of padding. Is it another model's? Then put the right one there. Were tokens "
         "added to it? Then give them rows first, with resize_token_embeddings of transformers"
     )
