@@ -8,16 +8,20 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pluggy
 
-from ckpt_core.checkpoint import Loss, Target
 from ckpt_core.errors import CkptError, Lines, StoreError, UsageError, nearest
-from ckpt_core.launch import Launch
 from ckpt_core.lean import dataclass
+from ckpt_core.ledger import Loss
 from ckpt_core.plugins import hookspecs
 from ckpt_core.plugins.installed import EntryPoint, distributions, entry_points, format_names
-from ckpt_core.plugins.request import FormatInfo, WriteRequest
+
+if TYPE_CHECKING:
+    from ckpt_core.checkpoint import Target
+    from ckpt_core.launch import Launch
+    from ckpt_core.plugins.request import FormatInfo, WriteRequest
 
 _ABSENT = os.path.join(os.devnull, "absent")  # no file system has a path below a device
 _FOLDER = os.path.dirname(__file__)  # a folder that is not a checkpoint of any format
