@@ -21,7 +21,6 @@ from ckpt_core.arguments import OptionValue, check_count, check_format, options_
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.company.vocabulary import with_sound_tokenizer
-from ckpt_core.config import TableError
 from ckpt_core.description import Fragment
 from ckpt_core.errors import CkptError, NotCarried, Refusal, UsageError, did_you_mean, nearest
 from ckpt_core.ledger import OPTIMIZER
@@ -233,11 +232,14 @@ def target_of(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest, *, 
         check_returned(plugin, "ckpt_write", target, Target)
         target.launch = launched(plugin, target, request, resumed=resumed)
         return target
-    except (CkptError, OSError, TableError):  # a mistake in a table is the plugin's, whatever the receipt says
+    except (CkptError, OSError):
         raise
     except Exception as error:
+        from ckpt_core.config import TableError
+
         recorded = checkpoint.format != plugin.name and plugin.name in checkpoint.provenance.origins
-        if not recorded or not os.path.isfile(receipt_path(checkpoint.path)):
+        # a mistake in a table is the plugin's, whatever the receipt says
+        if isinstance(error, TableError) or not recorded or not os.path.isfile(receipt_path(checkpoint.path)):
             raise
         raise CkptError(
             f"the receipt beside the source records layout choices of {plugin.name} that its writer can't follow",

@@ -74,7 +74,7 @@ def _is_odd(cls: type, frozen: bool, slots: bool) -> bool:
 
 def _field(cls: type, name: str, kw_only: bool) -> Field[Any]:
     """A field as it was written. Its type is added by `_Known`."""
-    value = getattr(cls, name, MISSING)
+    value: Any = getattr(cls, name, MISSING)
     field: Field[Any] = value if isinstance(value, Field) else dataclasses.field(default=value)
     field.name = name
     if field.kw_only is MISSING:
