@@ -430,9 +430,10 @@ def plan_conversion(
     given = options_of(options)
     place = path_of(dst, "dst")
     if writable(place) is None:  # said before a large source is looked at
-        from ckpt_core.diagnosis import check_expanded
+        if place.startswith("~"):
+            from ckpt_core.diagnosis import check_expanded
 
-        check_expanded(place)
+            check_expanded(place)
         place = os.path.abspath(place)
     local = localised(path_of(src, "src"))
     wanted, memory = _wanted(dtype), size_of(max_memory, "max_memory")
