@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -24,17 +24,16 @@ from ckpt_core.tensors.pieces import size_rule
 from ckpt_core.training import to_json as training_json
 
 if TYPE_CHECKING:
+    from ckpt_core.checkpoint import Checkpoint, Target
     from ckpt_core.engine.pieces import Transfer
-    from ckpt_core.engine.plan import Plan
 
 
 END = "\0"
 """What a line ends with."""
 
 
-def identity(plan: Plan) -> Iterator[str]:
+def identity(source: Checkpoint, target: Target, transfers: Iterable[Transfer]) -> Iterator[str]:
     """The lines, some of them together: the sources' states, the architecture, every placement and document."""
-    source, target = plan.source, plan.target
     yield __version__
     yield size_rule()
     yield json.dumps(to_json(target.architecture), sort_keys=True)
@@ -49,7 +48,7 @@ def identity(plan: Plan) -> Iterator[str]:
         yield f"{file.path} {file.size} {blake3(b''.join(data for _, data in file.literals)).hexdigest()}"
         yield from map(str, file.excerpts)
     words = Words()
-    for transfer in plan.tensors:
+    for transfer in transfers:
         yield END.join(_of_transfer(transfer, words))
     for path, data in sorted(target.documents.items()):
         yield f"{path} {blake3(data).hexdigest()}"

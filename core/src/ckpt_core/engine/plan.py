@@ -151,7 +151,7 @@ class Plan:
     def hash(self) -> str:
         """Identifies the conversion (`identity`)."""
         digest = blake3()
-        for lines in identity(self):
+        for lines in identity(self.source, self.target, self.tensors):
             digest.update(f"{spelled(lines)}{END}".encode("utf-8", "surrogatepass"))  # a path need not be UTF-8
         return digest.hexdigest()
 
