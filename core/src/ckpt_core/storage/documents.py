@@ -140,6 +140,11 @@ def read_yaml_object(path: str | os.PathLike) -> dict[str, Any]:
 
 def dump_yaml(value: object) -> str:
     """A YAML text in the order of the given mappings."""
-    from ckpt_core.storage import plain_yaml
+    from ckpt_core.storage import block_yaml
 
-    return plain_yaml.text_of(value)
+    try:
+        return block_yaml.text_of(value)
+    except block_yaml.Beyond:
+        from ckpt_core.storage import plain_yaml
+
+        return plain_yaml.text_of(value)

@@ -12,7 +12,6 @@ from ckpt_core.architecture import Axis, Parameter, same_value
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap, boxes_of_range
 from ckpt_core.lean import dataclass
-from ckpt_core.storage.chunks.tensor import tiles
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, Record, StoredTensor, contiguous_strides
 from ckpt_core.tensors.boxes import Box, within
@@ -423,6 +422,8 @@ def tiles_exactly(shape: Sequence[int], shards: Sequence[Shard]) -> bool:
     ranks = {len(extent) for box in boxes for extent in box}
     if not ranks <= {len(shape)} or any(start < 0 for origin, _ in boxes for start in origin):
         return False
+    from ckpt_core.storage.chunks.tensor import tiles
+
     return tiles(shape, boxes)
 
 

@@ -36,18 +36,17 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf.common import Family
 from ckpt_hf.registered import is_decayed, registered
+from ckpt_hf.training import OPTIMIZER
 
-OPTIMIZER, SCHEDULER, STATE, SCALER = "optimizer.pt", "scheduler.pt", "trainer_state.json", "scaler.pt"
+SCHEDULER, STATE, SCALER = "scheduler.pt", "trainer_state.json", "scaler.pt"
 _DROP = "convert the weights alone, with --training-state drop"
 
 
 def training_beside(
     folder: str, family: Family, arrangement: Mapping[str, layouts.Value], architecture: Architecture
-) -> reading.SavedTraining | None:
-    """The state of the training beside a model of this class; None where there is no optimizer."""
+) -> reading.SavedTraining:
+    """The state of the training whose optimizer lies beside a model of this class."""
     path = os.path.join(folder, OPTIMIZER)
-    if not os.path.isfile(path):
-        return None
     tables = family.spellings(arrangement)[-1]  # those that transformers holds in memory
     natives = layouts.BoundTables(tables, architecture).natives()
     order = registered(family.model_type, family.class_name, natives)

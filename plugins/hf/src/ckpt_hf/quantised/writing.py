@@ -21,8 +21,7 @@ from ckpt_core.sdk import (
     ledgers,
     schema,
 )
-from ckpt_hf.quantised.said import HINT, KEY
-from ckpt_hf.quantised.spelling import WEIGHT
+from ckpt_hf.quantised.said import HINT, KEY, WEIGHT
 
 QUANTISE, FP8_BLOCK = "quantise", "fp8-block"
 QUANTISED, KEEP = "quantised", "keep"
