@@ -14,7 +14,7 @@ from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap, boxes_of
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, Record, StoredTensor, contiguous_strides
-from ckpt_core.tensors.boxes import Box, within
+from ckpt_core.tensors.boxes import Box, Loops, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,10 @@ class StoredPart:
     def of(cls, stored: StoredTensor, tile: Tile) -> StoredPart:
         """A part of a stored tensor; the tile is flat."""
         return cls(stored.file, stored.dtype, stored.offset, tile, stored.record, stored.quantised)
+
+    def byte_of(self, loops: Loops) -> int:
+        """Where in the file the first value of a box lies, if what `loops` have of the box lies there in the same order."""
+        return self.offset + (loops.offset - loops.start) * self.dtype.size
 
     @property
     def paths(self) -> frozenset[str]:
