@@ -124,6 +124,8 @@ def _check(target: Target, file: str) -> None:
         said = "a head that is tied to the embedding"
     elif BIAS in target.adapted.tensors:
         said = "a bias"
+    elif target.crossed:
+        said = "experts whose A runs over their output"
     if said is not None:
         raise Refusal(
             f"an adapter of {said} is merged into its base, and not turned into one of another kind",
