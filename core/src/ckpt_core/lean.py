@@ -34,7 +34,11 @@ else:
         _check_order(fields)
         own = {name for name, value in vars(cls).items() if value is not None}  # `__hash__` is None beside an `__eq__`
         made = _with_slots(cls, fields) if slots else _with_defaults(cls, fields)
-        methods = {"__init__": _FirstInit(made, fields, frozen), "__repr__": _repr(fields), "__eq__": _eq(fields)}
+        methods = {
+            "__init__": _FirstInit(made, fields, frozen),
+            "__repr__": _repr(fields, frozen),
+            "__eq__": _eq(fields),
+        }
         methods["__match_args__"] = tuple(field.name for field in fields if field.init and not field.kw_only)
         if frozen:
             methods |= _frozen(made, fields) | (_PICKLED if slots else {})
@@ -181,15 +185,15 @@ class _FirstInit:
             instance.__post_init__()
 
 
-def _repr(fields: Sequence[Field[Any]]) -> Callable[[object], str]:
+def _repr(fields: Sequence[Field[Any]], frozen: bool) -> Callable[[object], str]:
     named = [field.name for field in fields if field.repr]
     shown, words = _values(named), ", ".join(f"{name}=%r" for name in named)
 
-    @reprlib.recursive_repr()
     def __repr__(self: object) -> str:
         return f"{type(self).__qualname__}({words % shown(self)})"
 
-    return __repr__
+    # What is frozen was made after all that it holds. Looking for itself in that would take as long as all else.
+    return __repr__ if frozen else reprlib.recursive_repr()(__repr__)
 
 
 def _eq(fields: Sequence[Field[Any]]) -> Callable[[object, object], bool]:
@@ -232,11 +236,10 @@ def _values(names: Sequence[str]) -> Callable[[object], tuple[Any, ...]]:
 
 def _init(made: Any, fields: Sequence[Field[Any]], frozen: bool) -> Callable[..., None]:
     """`__init__`, which sets the fields. It has to be compiled, because its arguments differ for each class."""
-    known: dict[str, Any] = {"__set": object.__setattr__, "__not_given": _NotGiven()}
-    set_ = "__set(self, {!r}, {})" if frozen else "self.{} = {}"
+    known: dict[str, Any] = {"__set": object.__setattr__, "__not_given": _NotGiven(), "__made": made}
     positional: list[str] = []
     by_name: list[str] = []
-    lines: list[str] = []
+    values: dict[str, str] = {}
     for field in fields:
         name, value = field.name, field.name
         argument = name
@@ -251,13 +254,22 @@ def _init(made: Any, fields: Sequence[Field[Any]], frozen: bool) -> Callable[...
             continue  # __post_init__ sets it
         if field.init:
             (by_name if field.kw_only else positional).append(argument)
-        lines.append(set_.format(name, value))
+        values[name] = value
+    plainly = "; ".join(f"self.{name} = {value}" for name, value in values.items()) or "pass"
+    lines = [plainly]
+    if frozen:
+        lines = [f"__set(self, {name!r}, {value})" for name, value in values.items()]
+        if len(values) > 1 and made.__bases__ == (object,) and "__slots__" in vars(made):
+            # An object with slots may change its class for another with the same: while it is of this one, nothing stops an assignment,
+            # which takes half the time of `object.__setattr__`.
+            known["__unfrozen"] = type(made.__name__, (), {"__slots__": made.__slots__})
+            quickly = f"__set(self, '__class__', __unfrozen); {plainly}; self.__class__ = __made"
+            lines = [f"if type(self) is __made: {quickly}", f"else: {'; '.join(lines)}"]
     if hasattr(made, "__post_init__"):
         lines.append("self.__post_init__()")
     arguments = ", ".join(["self", *positional, *(["*", *by_name] if by_name else [])])
-    text = (
-        f"def make({', '.join(known)}):\n def __init__({arguments}):\n  {'; '.join(lines) or 'pass'}\n return __init__"
-    )
+    body = "\n  ".join(lines or ["pass"])
+    text = f"def make({', '.join(known)}):\n def __init__({arguments}):\n  {body}\n return __init__"
     inside: dict[str, Any] = {}
     exec(
         text, vars(sys.modules[made.__module__]), inside
