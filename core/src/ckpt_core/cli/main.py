@@ -57,8 +57,8 @@ _CALLED = {
 _NO_ARGUMENTS: tuple[type[click.ClickException], ...] = (
     (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
 )
-COLLECTION = 100_000
-"""New objects between two searches for cycles. A plan has millions and no cycle: searching took up to a fifth of a large one."""
+COLLECTION = 2_000_000
+"""New objects between two searches for cycles. A plan of 671B has as many and no cycle: searching took up to a fifth of it."""
 
 
 class LazyGroup(click.Group):

@@ -84,5 +84,8 @@ def read_index(path: str) -> dict[str, str]:
 
 def index_text(places: Mapping[str, str], size: int) -> bytes:
     """The index of shards: which file holds each tensor, and their `size` in bytes."""
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-    return (json.dumps(index, indent=2) + "\n").encode()
+    # The text is that of `indent=2`, for which Python has no C code: 90,000 names would take a quarter of a second.
+    total = json.dumps({"metadata": {"total_size": size}}, indent=2).removesuffix("\n}")
+    inside = json.dumps(dict(sorted(places.items())), separators=(",\n    ", ": ")).removeprefix("{").removesuffix("}")
+    lines = f"{{\n    {inside}\n  }}" if places else "{}"
+    return f'{total},\n  "weight_map": {lines}\n}}\n'.encode()

@@ -14,9 +14,11 @@ from ckpt_core.storage.pickle.opaque import Opaque
 
 # The names are those of the standard library's `pickletools`.
 _BINGET, _LONG_BINGET, _BINPUT, _LONG_BINPUT, _MEMOIZE = b"hjqr\x94"
-_NONE, _NEWTRUE, _NEWFALSE, _BININT1, _BININT2, _BININT, _LONG1, _BINUNICODE = b"N\x88\x89KMJ\x8aX"
+_NONE, _BININT1, _BININT2, _BININT, _LONG1, _BINUNICODE = b"NKMJ\x8aX"
+_BOOLEANS = b"\x88\x89"  # NEWTRUE, NEWFALSE
 _MARK, _EMPTY_TUPLE, _TUPLE1, _TUPLE2, _TUPLE3, _TUPLE = b"()\x85\x86\x87t"
-_EMPTY_DICT, _SETITEMS, _NEWOBJ, _REDUCE, _BUILD = b"}u\x81Rb"
+_EMPTY_DICT, _SETITEMS, _BUILD = b"}ub"
+_CALLS = b"\x81R"  # NEWOBJ, REDUCE
 _UINT16, _UINT32, _INT32 = (struct.Struct(layout).unpack_from for layout in ("<H", "<I", "<i"))
 
 _WIDEST = 5  # bytes of an opcode and its operand, but for those of a long integer
@@ -61,7 +63,7 @@ def commonest(machine: Machine, opcodes: int) -> int:
         elif code == _EMPTY_TUPLE:
             stack.append(())
             at += 1
-        elif code == _NEWOBJ or code == _REDUCE:
+        elif code in _CALLS:
             target, args = stack[-2:] if len(stack) > 1 else (None, None)
             if type(target) is not Opaque or type(args) is not tuple or target not in makers_of:
                 break
@@ -148,8 +150,8 @@ def commonest(machine: Machine, opcodes: int) -> int:
             memo.append(stack[-1])
             made += REMEMBERED
             at += 2
-        elif code == _NEWTRUE or code == _NEWFALSE:
-            stack.append(code == _NEWTRUE)
+        elif code in _BOOLEANS:
+            stack.append(code == _BOOLEANS[0])
             at += 1
         else:
             break
