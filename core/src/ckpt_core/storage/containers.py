@@ -76,7 +76,7 @@ def read_index(path: str) -> dict[str, str]:
     places = read_json_object(path).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise FormatError("the index has no weight_map from tensor to file", file=path)
-    for name in places.values():
+    for name in dict.fromkeys(places.values()):
         if os.path.basename(name) != name or name in ("", ".", ".."):
             raise FormatError("the index names a file outside the folder", file=path, found=name)
     return places

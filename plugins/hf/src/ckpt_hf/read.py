@@ -152,6 +152,7 @@ def read(path: str, request: ReadRequest) -> Description:
             *(part.losses(match, stored.tensors) if part else _unread(match, stored.tensors)),
         ],
         training=(lambda: training_beside(folder, family, arrangement, architecture)) if beside else None,
+        natives=match.natives,
     )
 
 
