@@ -20,8 +20,6 @@ from ckpt_core.addresses import spelled
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.company.companions import losses_of
 from ckpt_core.engine.encoding import Encoded
-from ckpt_core.engine.extents import Extents
-from ckpt_core.engine.identity import END, identity
 from ckpt_core.engine.order import in_order
 from ckpt_core.engine.pieces import Transfer, Write, pieces, uncut
 from ckpt_core.engine.records import watched
@@ -32,7 +30,7 @@ from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.home import Home
-from ckpt_core.storage.bytes.output import Checksum, Excerpt, OutputFile
+from ckpt_core.storage.bytes.output import Checksum, Excerpt, Extents, OutputFile
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
@@ -151,6 +149,8 @@ class Plan:
     @functools.cached_property
     def hash(self) -> str:
         """Identifies the conversion (`identity`)."""
+        from ckpt_core.engine.identity import END, identity  # few commands ask for it
+
         digest = blake3()
         for lines in identity(self):
             digest.update(f"{spelled(lines)}{END}".encode("utf-8", "surrogatepass"))  # a path need not be UTF-8
