@@ -142,7 +142,7 @@ def source_of(model: str, asked: Asked, work: Path) -> str:
 def measure(source: str, asked: Asked, profile: bool) -> dict[str, float]:
     """Plan one conversion in this process: CPU seconds, and peak memory in MB."""
     from ckpt_core.api import plan_conversion
-    from ckpt_core.cli.main import COLLECTION
+    from ckpt_core.cli import COLLECTION
 
     gc.set_threshold(COLLECTION)
     profiler = cProfile.Profile()

@@ -20,7 +20,6 @@ from ckpt_core.addresses import spelled
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.company.companions import losses_of
 from ckpt_core.engine.encoding import Encoded
-from ckpt_core.engine.identity import END, identity
 from ckpt_core.engine.order import in_order
 from ckpt_core.engine.pieces import Transfer, Write, pieces, uncut
 from ckpt_core.engine.records import watched
@@ -31,7 +30,7 @@ from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.home import Home
-from ckpt_core.storage.bytes.output import Checksum, Excerpt, OutputFile
+from ckpt_core.storage.bytes.output import Checksum, Excerpt, Extents, OutputFile
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
@@ -150,6 +149,8 @@ class Plan:
     @functools.cached_property
     def hash(self) -> str:
         """Identifies the conversion (`identity`)."""
+        from ckpt_core.engine.identity import END, identity  # few commands ask for it
+
         digest = blake3()
         for lines in identity(self.source, self.target, self.tensors):
             digest.update(f"{spelled(lines)}{END}".encode("utf-8", "surrogatepass"))  # a path need not be UTF-8
@@ -320,14 +321,7 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
     files = {file.path: file for file in target.files}
     checksums = {file.path: _InOrder(file) for file in target.files}
     found: dict[str, list[Write]] = {}
-    # What is known in advance counts too: a byte that is written twice would be twice in the file's checksum.
-    extents = {
-        file.path: [
-            *((offset, offset + len(data), "the bytes known in advance") for offset, data in file.literals),
-            *((one.offset, one.offset + one.size, f"the bytes of {one.source}") for one in file.excerpts),
-        ]
-        for file in target.files
-    }
+    extents = {file.path: Extents(file) for file in target.files}
     for placed in target.placements:
         native = placed.native
         elements = math.prod(native.shape)
@@ -347,13 +341,12 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
         checksum = checksums[placed.file].around(placed.offset)
         encoded = None
         if placed.quantised is None:
-            extents[placed.file].append((placed.offset, placed.offset + elements * placed.dtype.size, native.name))
+            extents[placed.file].add(placed.offset, elements * placed.dtype.size, native.name)
         else:
             encoded = _encoded(placed, target, checksums, problems)
             for operand in _held(placed).stored:
-                size = operand.stored.elements * operand.stored.dtype.size
-                where = operand.stored.offset, operand.stored.offset + size, operand.name
-                extents[operand.stored.file].append(where)
+                stored = operand.stored
+                extents[stored.file].add(stored.offset, stored.elements * stored.dtype.size, operand.name)
         tiles = [flat_tile(piece.tile, strides) for piece in native.pieces]
         woven = (
             {}
@@ -366,12 +359,9 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
             block = StoredPart(placed.file, placed.dtype, offset, tile, quantised=held)
             write = Write(block, maps, native.row.copy, checksum, encoded, woven.get(number))
             found.setdefault(piece.parameter, []).append(write)
-    for path, ranges in extents.items():
-        end, last = 0, "the header"
-        for start, stop, name in sorted(ranges):
-            if start < end or stop > files[path].size:
-                problems.add(CkptError(f"{name!r} does not fit beside {last!r} in {path!r}"))
-            end, last = stop, name
+    for taken in extents.values():
+        for problem in taken.problems():
+            problems.add(problem)
     return found
 
 
@@ -387,9 +377,10 @@ def _encoded(
         problems.add(CkptError(f"{native.name!r} has padding, a value map or a twin, and can't be quantised"))
         return None
     strides = contiguous_strides(native.shape) if placed.quantised is None else placed.quantised.strides
+    encoded = native.pieces if placed.kept is None else ()
     return Encoded(
         held,
-        tuple((target.moved[piece.parameter], flat_tile(piece.tile, strides)) for piece in native.pieces),
+        tuple((target.moved[piece.parameter], flat_tile(piece.tile, strides)) for piece in encoded),
         tuple(checksums[operand.stored.file].around(operand.stored.offset) for operand in held.stored),
         placed.kept,
     )

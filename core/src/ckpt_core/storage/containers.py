@@ -76,7 +76,7 @@ def read_index(path: str) -> dict[str, str]:
     places = read_json_object(path).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise FormatError("the index has no weight_map from tensor to file", file=path)
-    for name in places.values():
+    for name in dict.fromkeys(places.values()):
         if os.path.basename(name) != name or name in ("", ".", ".."):
             raise FormatError("the index names a file outside the folder", file=path, found=name)
     return places
@@ -84,5 +84,8 @@ def read_index(path: str) -> dict[str, str]:
 
 def index_text(places: Mapping[str, str], size: int) -> bytes:
     """The index of shards: which file holds each tensor, and their `size` in bytes."""
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-    return (json.dumps(index, indent=2) + "\n").encode()
+    # The text is that of `indent=2`, for which Python has no C code: 90,000 names would take a quarter of a second.
+    total = json.dumps({"metadata": {"total_size": size}}, indent=2).removesuffix("\n}")
+    inside = json.dumps(dict(sorted(places.items())), separators=(",\n    ", ": ")).removeprefix("{").removesuffix("}")
+    lines = f"{{\n    {inside}\n  }}" if places else "{}"
+    return f'{total},\n  "weight_map": {lines}\n}}\n'.encode()

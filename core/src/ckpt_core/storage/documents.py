@@ -78,8 +78,8 @@ def _is_deep(value: object) -> bool:
         level = [
             inner
             for one in level
-            for inner in (one.values() if isinstance(one, dict) else one)
-            if isinstance(inner, dict | list)
+            for inner in (one.values() if type(one) is dict else one)
+            if type(inner) in (dict, list)
         ]
         if not level:
             return False

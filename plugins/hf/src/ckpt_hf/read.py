@@ -155,6 +155,7 @@ def read(path: str, request: ReadRequest) -> Description:
             *(part.losses(match, stored.tensors) if part else _unread(match, stored.tensors)),
         ],
         training=(lambda: _training_beside(folder, family, arrangement, architecture)) if beside else None,
+        natives=match.natives,
     )
 
 
