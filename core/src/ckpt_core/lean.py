@@ -29,9 +29,11 @@ else:
         own = {name for name, value in vars(cls).items() if value is not None}  # `__hash__` is None beside an `__eq__`
         made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
         _check_order(dataclasses.fields(made))
+        made.__dataclass_params__.frozen = (
+            frozen  # a frozen dataclass of the standard library may inherit from a frozen one
+        )
         methods = {"__init__": _Init(made), "__repr__": _repr(made), "__eq__": _eq(made)}
         if frozen:
-            made.__dataclass_params__.frozen = True  # a frozen dataclass of the standard library may inherit from it
             methods |= _frozen(made) | (_PICKLED if slots else {})
         else:
             methods["__hash__"] = None
@@ -84,11 +86,11 @@ def _repr(made: Any) -> Callable[[object], str]:
     named = [field.name for field in dataclasses.fields(made) if field.repr]
     shown, words = _values(named), ", ".join(f"{name}=%r" for name in named)
 
-    @reprlib.recursive_repr()
     def __repr__(self: object) -> str:
         return f"{type(self).__qualname__}({words % shown(self)})"
 
-    return __repr__
+    # What is frozen was made after all that it holds. Looking for itself in that would take as long as all else.
+    return __repr__ if made.__dataclass_params__.frozen else reprlib.recursive_repr()(__repr__)
 
 
 def _eq(made: Any) -> Callable[[object, object], bool]:
@@ -132,11 +134,10 @@ def _values(names: Sequence[str]) -> Callable[[object], tuple[Any, ...]]:
 
 def _init(made: Any, fields: Sequence[dataclasses.Field[Any]]) -> Callable[..., None]:
     """`__init__`, which sets the fields. It has to be compiled, because its arguments differ for each class."""
-    known: dict[str, Any] = {"__set": object.__setattr__, "__not_given": _NotGiven()}
-    set_ = "__set(self, {!r}, {})" if made.__dataclass_params__.frozen else "self.{} = {}"
+    known: dict[str, Any] = {"__set": object.__setattr__, "__not_given": _NotGiven(), "__made": made}
     positional: list[str] = []
     by_name: list[str] = []
-    lines: list[str] = []
+    values: dict[str, str] = {}
     for field in fields:
         name, value = field.name, field.name
         argument = name
@@ -151,13 +152,22 @@ def _init(made: Any, fields: Sequence[dataclasses.Field[Any]]) -> Callable[..., 
             continue  # __post_init__ sets it
         if field.init:
             (by_name if field.kw_only else positional).append(argument)
-        lines.append(set_.format(name, value))
+        values[name] = value
+    plainly = "; ".join(f"self.{name} = {value}" for name, value in values.items()) or "pass"
+    lines = [plainly]
+    if made.__dataclass_params__.frozen:
+        lines = [f"__set(self, {name!r}, {value})" for name, value in values.items()]
+        if len(values) > 1 and made.__bases__ == (object,) and "__slots__" in vars(made):
+            # An object with slots may change its class for another with the same: while it is of this one, nothing stops an assignment,
+            # which takes half the time of `object.__setattr__`.
+            known["__unfrozen"] = type(made.__name__, (), {"__slots__": made.__slots__})
+            quickly = f"__set(self, '__class__', __unfrozen); {plainly}; self.__class__ = __made"
+            lines = [f"if type(self) is __made: {quickly}", f"else: {'; '.join(lines)}"]
     if hasattr(made, "__post_init__"):
         lines.append("self.__post_init__()")
     arguments = ", ".join(["self", *positional, *(["*", *by_name] if by_name else [])])
-    text = (
-        f"def make({', '.join(known)}):\n def __init__({arguments}):\n  {'; '.join(lines) or 'pass'}\n return __init__"
-    )
+    body = "\n  ".join(lines or ["pass"])
+    text = f"def make({', '.join(known)}):\n def __init__({arguments}):\n  {body}\n return __init__"
     inside: dict[str, Any] = {}
     exec(
         text, vars(sys.modules[made.__module__]), inside

@@ -399,7 +399,7 @@ def of_shards(name: str, shape: Sequence[int], shards: Sequence[Shard]) -> LazyP
     """A tensor of `shape` that `shards` of one dtype tile, as one that is read when it is asked for; its axes have numbers for names."""
     parts = []
     for origin, stored in ((shard.origin, shard.stored) for shard in shards):
-        flat = flat_tile(replace(placed(stored.shape), canonical_base=tuple(origin)), stored.strides)
+        flat = flat_tile(placed(stored.shape)._replace(canonical_base=tuple(origin)), stored.strides)
         parts.append(StoredPart.of(stored, flat))
     axes = tuple(Axis(str(axis), size) for axis, size in enumerate(shape))
     return LazyParameter(Parameter(name, axes), shards[0].stored.dtype, tuple(parts))

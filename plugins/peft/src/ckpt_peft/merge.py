@@ -195,7 +195,7 @@ class Merger:
             schema.Parameter("one", (schema.Axis("rank", 1), schema.Axis("in", 1))), dtypes.FP32, (), fill=1.0
         )
         for piece in native.pieces:
-            tile = replace(piece.tile, native_base=(*piece.tile.native_base, 0))
+            tile = piece.tile._replace(native_base=(*piece.tile.native_base, 0))
             self._update(piece.parameter, lazy.LowRank(column.lazy(), one, scale, tile))
 
     def _untie(self, why: str) -> None:

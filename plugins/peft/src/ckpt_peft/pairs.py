@@ -62,7 +62,7 @@ def _shifted(held: lazy.LazyParameter, axis: int, rank: int, start: int, name: s
     for block in held.blocks:
         base = list(block.tile.canonical_base)
         base[axis] += start
-        blocks.append(replace(block, tile=replace(block.tile, canonical_base=tuple(base))))
+        blocks.append(replace(block, tile=block.tile._replace(canonical_base=tuple(base))))
     return replace(held, parameter=schema.Parameter(name, tuple(axes)), blocks=tuple(blocks))
 
 
@@ -211,17 +211,17 @@ def _tile(
     if role == DOWN:
         own = (link for link in tile.links if link.dim == into and link.axis >= second)
         links = [
-            *(replace(link, dim=0, stride=link.stride * rank) for link in slots),
+            *(link._replace(dim=0, stride=link.stride * rank) for link in slots),
             layouts.Link(rank, first, 1, 0, 1),
-            *(replace(link, axis=link.axis - second + first + 1, dim=1) for link in own),
+            *(link._replace(axis=link.axis - second + first + 1, dim=1) for link in own),
         ]
         base = (*before, 0, *tile.canonical_base[second:])
         return layouts.Tile(tuple(links), base, (slot * rank, tile.native_base[into]))
     own = (link for link in tile.links if link.dim == out and first <= link.axis < second)
-    links = [replace(link, dim=0) for link in own]
+    links = [link._replace(dim=0) for link in own]
     if role == MAGNITUDE:
         return layouts.Tile(tuple(links), tile.canonical_base[:second], (tile.native_base[out],))
-    links += [*(replace(link, dim=1) for link in slots), layouts.Link(rank, second, 1, 1, experts)]
+    links += [*(link._replace(dim=1) for link in slots), layouts.Link(rank, second, 1, 1, experts)]
     return layouts.Tile(tuple(links), (*tile.canonical_base[:second], 0), (tile.native_base[out], slot))
 
 
