@@ -211,7 +211,7 @@ class OpenFiles:
         self._open: OrderedDict[str, list[int]] = OrderedDict()  # path -> [descriptor, users]
         self._lock = threading.Lock()
 
-    def descriptor(self, path: str, state: FileState | None = None) -> _Use:
+    def descriptor(self, path: str, state: FileState | None = None) -> Use:
         """A descriptor of `path` that stays open inside the block (`with`); checked against `state` when it is opened."""
         with self._lock:
             entry = self._open.get(path)
@@ -220,7 +220,7 @@ class OpenFiles:
                 self._open[path] = entry
             self._open.move_to_end(path)
             entry[1] += 1
-        return _Use(self, path, entry)
+        return Use(self, path, entry)
 
     def _release(self, entry: list[int]) -> None:
         with self._lock:
@@ -268,7 +268,7 @@ class OpenFiles:
             raise failures[0]
 
 
-class _Use:
+class Use:
     """A descriptor in use by one block. It is a class, as every chunk has several, and a generator takes three times as long."""
 
     __slots__ = ("_entry", "_files", "_path")
