@@ -16,6 +16,7 @@ from ckpt_core.training.moments import (
 )
 from ckpt_core.training.serial import SCHEMA, from_json, to_json
 from ckpt_core.training.state import ADAM, ADAMW, Group, Schedule, Training
+from ckpt_core.training.unsaid import SAID, unsaid_of
 
 __all__ = [
     "ADAM",
@@ -25,6 +26,7 @@ __all__ = [
     "KINDS",
     "MASTER",
     "MOMENTS",
+    "SAID",
     "SCHEMA",
     "Group",
     "Kind",
@@ -40,4 +42,5 @@ __all__ = [
     "named_groups",
     "regrouped",
     "to_json",
+    "unsaid_of",
 ]
