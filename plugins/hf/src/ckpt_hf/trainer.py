@@ -21,9 +21,11 @@ from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
+    CkptError,
     FormatError,
     RankTensors,
     TargetBuilder,
+    company,
     disk,
     documents,
     dtypes,
@@ -264,9 +266,15 @@ def _read_scale(folder: str, found: Progress) -> None:
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
+SAID_BESIDE = ("iterations", "consumed_tokens", "schedule.step")
+"""What the files say of a training besides its optimizer."""
+
 
 def add_training(
-    builder: TargetBuilder, family: Family, arrangement: Mapping[str, layouts.Value], beside: Collection[str]
+    builder: TargetBuilder,
+    family: Family,
+    arrangement: Mapping[str, layouts.Value],
+    beside: Mapping[str, company.Sidecar],
 ) -> list[ledgers.Loss]:
     """The files of the Trainer for the state of a training, if the builder has one; what of it is not as it was.
 
@@ -306,17 +314,39 @@ def add_training(
         for name, native in held.items():
             builder.place(native, OPTIMIZER, offsets["state", numbered[name], kind])
     builder.documents |= progress_documents(training, groups, beside)
-    return [*losses, *reading.assumed_of(training, groups)]
+    return [*losses, *reading.assumed_of(training, groups), *replaced(builder.documents, beside)]
 
 
 def progress_documents(
-    training: reading.Training, groups: Sequence[reading.Group], beside: Collection[str]
+    training: reading.Training, groups: Sequence[reading.Group], beside: Mapping[str, company.Sidecar]
 ) -> dict[str, bytes]:
-    """The files of the Trainer that say how far a run is, but for those that are `beside` the model already."""
+    """The files of the Trainer that say how far a run is, but for its own account where one is `beside` the model that says the same: one that is of
+    another step was carried along from where the run began."""
     found = {SCHEDULER: torch_files.torch_bytes(_scheduler(training, groups), SCHEDULER)}
-    if STATE not in beside:
+    if STATE not in beside or not _is_of(training, beside[STATE]):
         found[STATE] = (json.dumps(_state(training), indent=2) + "\n").encode()
     return found
+
+
+def replaced(written: Collection[str], beside: Collection[str]) -> list[ledgers.Loss]:
+    """That the Trainer's account `beside` the model is not the one that is `written`."""
+    if STATE not in written or STATE not in beside:
+        return []
+    return [ledgers.Loss("dropped", f"{STATE} beside the model", "it is of another step; one of this step is written")]
+
+
+def _is_of(training: reading.Training, account: company.Sidecar) -> bool:
+    """Whether the Trainer's account of a run is that of this state."""
+    try:
+        said = json.loads(account.extent.read())
+    except (CkptError, OSError, ValueError):
+        return False
+    tokens = said.get("num_input_tokens_seen") if isinstance(said, dict) else None
+    return (
+        isinstance(said, dict)
+        and said.get("global_step") == (training.iterations or training.step)
+        and (tokens or 0) == (training.consumed_tokens or 0)
+    )
 
 
 def _parameters(natives: Mapping[str, layouts.Native], names: Sequence[str]) -> list[str]:
