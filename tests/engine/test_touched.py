@@ -327,6 +327,18 @@ def test_a_killed_run_does_not_continue_with_other_values(
     convert(file.parent, destination, **ARGUMENTS)
 
 
+def test_what_was_touched_after_the_output_was_made_is_said(model: Path, sibling: Path, tmp_path: Path) -> None:
+    """A repeated command finds what it did by size and time of its source: it does not read all of it again to find out more."""
+    file, destination = in_folder(model, tmp_path), tmp_path / "run"
+    asked = ("convert", file.parent, destination, "--to", "nanotron")
+    assert ckpt(*asked)[0] == 0
+    assert "was touched" not in ckpt(*asked)[1]
+    rename_over(file, (sibling / file.name).read_bytes())
+    code, text = ckpt(*asked)
+    assert code == 0 and "done before" in text and f"{file} was touched after this output was made: ckpt verify" in text
+    assert ckpt("verify", file.parent, destination)[0] == 3
+
+
 # --- while headers are read, and where nothing is written -------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
 from ckpt_core.engine.staging import KEPT, Staging, boot_id
 from ckpt_core.engine.threads import in_threads
-from ckpt_core.engine.touched import Copy, check_resumed, settle
+from ckpt_core.engine.touched import Copy, check_resumed, settle, touched_after
 from ckpt_core.engine.transfer import TargetFiles, digests_of
 from ckpt_core.errors import BeingWritten, CkptError, TouchedSource, WorkerError
 from ckpt_core.lean import dataclass
@@ -65,15 +65,19 @@ def run_plan(
     the input removes it, an error of the system (a full disk) or of a worker (`WorkerError`) keeps it, and so does `TouchedSource`. Without `sync` the output is left to the kernel
     to write to the disk: a power cut soon after may damage it. What this very plan wrote already, and is whole, is found.
     """
-    staging = staging_at(destination, plan, sync, spool)
+    staging, tell = staging_at(destination, plan, sync, spool), _telling(plan, listener)
     if not overwrite and staging.is_published():
         staging.tidy()
-        return staging.published()
+        receipt = staging.published()
+        later = touched_after(plan.source.files, receipt)
+        if later is not None:
+            tell(f"{later} was touched after this output was made: ckpt verify says whether it is the same still")
+        return receipt
     check_destination(plan, destination, overwrite)
     room = room_for(plan, destination, spool)
     if room is not None:
         room.check(destination)
-    kept, tell = Kept.of(plan.bytes_read, plan.bytes_written), _telling(plan, listener)
+    kept = Kept.of(plan.bytes_read, plan.bytes_written)
     source = SourceFiles(plan.source.files, drop=not kept.source)
     with staging, contextlib.closing(source):
         check_resumed(staging, plan, source, tell)

@@ -8,6 +8,7 @@ have the same hash; and values, by the digests of the pieces that were read.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from ckpt_core.engine.staging import SOURCE_CHANGED, Staging
 from ckpt_core.engine.threads import in_threads
 from ckpt_core.errors import CkptError, FormatError, StoreError, TouchedSource, plural
 from ckpt_core.lean import dataclass
+from ckpt_core.receipt.receipt import Receipt
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.watch import touched
 from ckpt_core.tensors.source import SourceFiles
@@ -49,6 +51,15 @@ def check_resumed(staging: Staging, plan: Plan, source: SourceFiles, tell: Tell)
         raise staging.in_the_way(was, f"{now}, with the same size and time, but other values of {differing.name}")
     for transfer in again:
         staging.finish(staging.done[transfer.key], source.seen(transfer.paths))
+
+
+def touched_after(states: Iterable[FileState], receipt: Receipt) -> str | None:
+    """A source file that was touched after a receipt on this machine was written; None without one, as far as the clocks of their file systems agree."""
+    try:
+        written = os.stat(receipt.file).st_mtime_ns
+    except OSError:  # in a store
+        return None
+    return next((state.path for state in states if state.ctime_ns > written), None)
 
 
 def settle(
