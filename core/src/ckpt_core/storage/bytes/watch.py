@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from time import sleep, time_ns
 from typing import ParamSpec, TypeVar
 
 from ckpt_core.errors import FormatError, TouchedSource
@@ -38,8 +38,8 @@ def seen(path: str | os.PathLike[str], look: Callable[[A], os.stat_result], at: 
     if looks is None:
         return status
     known = looks.get(name := os.fspath(path))
-    if known is None and 0 <= time.time_ns() - status.st_ctime_ns < _TICK:
-        time.sleep(_TICK / 1e9)
+    if known is None and 0 <= time_ns() - status.st_ctime_ns < _TICK:
+        sleep(_TICK / 1e9)
         status = look(at)
     now = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
     if known is None or known == now:
