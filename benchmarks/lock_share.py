@@ -47,9 +47,9 @@ def _zero(data: object) -> int:
     return 0
 
 
-def _unpacked(values: np.ndarray) -> np.ndarray:
+def _unpacked(values: np.ndarray, place: int) -> np.ndarray:
     """The buffer of packed values, without these."""
-    return scratch("packed", values.shape, values.dtype)
+    return scratch("packed", values.shape, values.dtype, place)
 
 
 class _Silent:
@@ -85,7 +85,7 @@ def shares(folder: Path, out: Path, options: dict[str, object], rounds: int) -> 
     """CPU seconds of all transfers of a conversion: with everything, and of Python alone."""
     plan = plan_conversion(str(folder), str(out), workers=1, **options)  # type: ignore[arg-type]
     with Staging(str(out), plan, sync=False) as staging:
-        staging.create(plan.target.files)
+        staging.create(plan.target.files, lambda remark: None)
         files = SourceFiles(plan.source.files)
         sink = transfer.TargetFiles(staging.out, sync=False)
         least: dict[tuple[str, int], list[float]] = {}

@@ -7,7 +7,6 @@ import signal
 import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,14 +165,14 @@ def test_tensors_that_differ_are_written_by_themselves() -> None:
     assert found({"a": parts["a"]}) == {}
     assert found({"a": parts["a"], "c": parts["a"]}) == {}, "both begin at one place"
     turned = Link(9, 1, 1, 0, 18), Link(9, 0, 1, 0, 2)
-    assert found({"a": parts["a"], "b": replace(parts["b"], links=turned)}) == {}
+    assert found({"a": parts["a"], "b": parts["b"]._replace(links=turned)}) == {}
     three = Link(9, 0, 1, 0, 27), Link(9, 1, 1, 0, 3)
-    assert found({name: replace(tile, links=three) for name, tile in parts.items()}) == {}, (
+    assert found({name: tile._replace(links=three) for name, tile in parts.items()}) == {}, (
         "of three only two are there"
     )
     assert found(parts, SHORT) == {}, "no run is short"
     few = Link(8, 0, 1, 0, 16), Link(8, 1, 1, 0, 2)
-    assert found({name: replace(tile, links=few) for name, tile in parts.items()}) == {}
+    assert found({name: tile._replace(links=few) for name, tile in parts.items()}) == {}
 
 
 # --- every writer ---------------------------------------------------------------------------------------------------------

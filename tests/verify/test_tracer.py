@@ -81,7 +81,7 @@ def swapped_heads(checkpoint: Checkpoint) -> Checkpoint:
     for block in checkpoint.tensors[name].blocks:
         for head, place in places.items():
             for tile in block.tile.cut_canonical(0, head, head + 1):
-                blocks.append(replace(block, tile=replace(tile, canonical_base=(place, *tile.canonical_base[1:]))))
+                blocks.append(replace(block, tile=tile._replace(canonical_base=(place, *tile.canonical_base[1:]))))
     return replace(
         checkpoint, tensors=checkpoint.tensors | {name: replace(checkpoint.tensors[name], blocks=tuple(blocks))}
     )

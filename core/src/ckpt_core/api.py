@@ -18,19 +18,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ckpt_core.architecture import Architecture
 from ckpt_core.arguments import OptionValue, check_count, check_format, options_of, path_of, size_of
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.company.vocabulary import with_sound_tokenizer
-from ckpt_core.config import TableError
 from ckpt_core.description import Fragment
-from ckpt_core.diagnosis import absent, broken_off, check_expanded, diagnosis
-from ckpt_core.engine.pieces import Transfer, pieces, uncut
-from ckpt_core.engine.plan import Plan, make_plan
-from ckpt_core.engine.records import RecordSums, watched
 from ckpt_core.errors import CkptError, NotCarried, Refusal, UsageError, did_you_mean, nearest
-from ckpt_core.launch import Launch
 from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.plugins.discovery import Plugin, all_plugins, check_returned, detect, launched, require
 from ckpt_core.plugins.installed import format_names
@@ -45,15 +38,18 @@ from ckpt_core.storage.bytes.remote.ranges import noting_failures
 from ckpt_core.storage.bytes.remote.writable import writable
 from ckpt_core.storage.bytes.watch import steadily
 from ckpt_core.storage.dtypes import DType, written_dtype
-from ckpt_core.tensors.assembly import LazyParameter
-from ckpt_core.tensors.digest import HASHES, VERSION, Digests
-from ckpt_core.tensors.digest import fingerprint as combine
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from ckpt_core.architecture import Architecture
+    from ckpt_core.engine.pieces import Transfer
+    from ckpt_core.engine.plan import Plan
     from ckpt_core.engine.run import Listener
+    from ckpt_core.launch import Launch
     from ckpt_core.opened import OpenCheckpoint
+    from ckpt_core.tensors.assembly import LazyParameter
+    from ckpt_core.tensors.digest import Digests
     from ckpt_core.tensors.source import SourceFiles
 
 _CHUNK_BYTES = 4 << 20
@@ -70,6 +66,8 @@ def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
     if name is not None:
         return require(name), "asked for with --from"
     if not os.path.exists(path):
+        from ckpt_core.diagnosis import absent
+
         raise absent(path)
     with at_home(path) as home, noting_failures() as failures:
         found = detect(path)
@@ -82,6 +80,8 @@ def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
     if found:
         facts = "; ".join(f"{plugin.name} ({fact})" for plugin, fact in found)
         raise UsageError("several formats recognise this path", file=path, found=facts, fix="choose one with --from")
+    from ckpt_core.diagnosis import diagnosis
+
     problem = diagnosis(path, format_names(), _recognised)
     broken = [f"{plugin.name} ({plugin.broken})" for plugin in all_plugins() if plugin.broken]
     if broken:
@@ -101,6 +101,8 @@ def config_architecture(path: str | None) -> Architecture | None:
     if path is None:
         return None
     if not os.path.exists(path):
+        from ckpt_core.diagnosis import absent
+
         raise absent(path)
     for plugin in all_plugins():
         if plugin.broken is None:
@@ -175,6 +177,8 @@ def _guarded(plugin: Plugin, path: str, named: tuple[str, ...]) -> Iterator[None
         try:
             yield
         except CkptError as error:  # of a file that was refused, a reader may say no more than that it lacks it
+            from ckpt_core.diagnosis import broken_off
+
             raise home.refused or broken_off(path, error) or error from None
         except OSError:
             raise
@@ -230,11 +234,14 @@ def target_of(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest, *, 
         check_returned(plugin, "ckpt_write", target, Target)
         target.launch = launched(plugin, target, request, resumed=resumed)
         return target
-    except (CkptError, OSError, TableError):  # a mistake in a table is the plugin's, whatever the receipt says
+    except (CkptError, OSError):
         raise
     except Exception as error:
+        from ckpt_core.config import TableError
+
         recorded = checkpoint.format != plugin.name and plugin.name in checkpoint.provenance.origins
-        if not recorded or not os.path.isfile(receipt_path(checkpoint.path)):
+        # a mistake in a table is the plugin's, whatever the receipt says
+        if isinstance(error, TableError) or not recorded or not os.path.isfile(receipt_path(checkpoint.path)):
             raise
         raise CkptError(
             f"the receipt beside the source records layout choices of {plugin.name} that its writer can't follow",
@@ -422,11 +429,16 @@ def plan_conversion(
 
     Its arguments and errors are those of `convert`; `apart`: for workers of an executor.
     """
+    from ckpt_core.engine.plan import make_plan
+
     ranks = {"tp": tp, "pp": pp, "ep": ep}
     given = options_of(options)
     place = path_of(dst, "dst")
     if writable(place) is None:  # said before a large source is looked at
-        check_expanded(place)
+        if place.startswith("~"):
+            from ckpt_core.diagnosis import check_expanded
+
+            check_expanded(place)
         place = os.path.abspath(place)
     local = localised(path_of(src, "src"))
     wanted, memory = _wanted(dtype), size_of(max_memory, "max_memory")
@@ -639,15 +651,19 @@ def convert(
 
 
 def digests(
-    checkpoint: Checkpoint, *, version: int = VERSION, workers: int | None = None, listener: Listener | None = None
+    checkpoint: Checkpoint, *, version: int | None = None, workers: int | None = None, listener: Listener | None = None
 ) -> dict[str, Digests]:
     """The digest of every canonical tensor, read once, in bounded memory; records of torch files are checked meanwhile.
 
-    `version` is that of the digests: another one than the present to compare them with what an older receipt records.
+    `version` is that of the digests: without one the present, or another to compare them with what an older receipt records.
     """
+    from ckpt_core.engine.pieces import pieces
+    from ckpt_core.engine.records import RecordSums, watched
     from ckpt_core.engine.transfer import digests_of, run_transfer
+    from ckpt_core.tensors.digest import HASHES, VERSION
     from ckpt_core.tensors.source import SourceFiles
 
+    version = VERSION if version is None else version
     transfers = _whole(watched(checkpoint.tensors))
     if version != 1:  # of which a tensor is one leaf
         transfers = [piece for tensor in transfers for piece in pieces(tensor)]
@@ -678,6 +694,8 @@ def over_tensors(
 
 def _whole(tensors: Mapping[str, LazyParameter]) -> list[Transfer]:
     """Tensors that are read, and go nowhere."""
+    from ckpt_core.engine.pieces import uncut
+
     return [uncut(assembly, (), max(1, _CHUNK_BYTES // assembly.dtype.size)) for assembly in tensors.values()]
 
 
@@ -732,6 +750,8 @@ def fingerprint(
 
 
 def fingerprint_of(checkpoint: Checkpoint, results: Mapping[str, Digests]) -> str:
+    from ckpt_core.tensors.digest import fingerprint as combine
+
     known = checkpoint.tensors
     return combine((name, known[name].parameter.true_shape, result.digest) for name, result in results.items())
 

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_core.architecture import Architecture, Parameter, parameters
 from ckpt_core.errors import CkptError, ProblemsFound, Refusal
-from ckpt_core.launch import Launch
-from ckpt_core.layout import Native
 from ckpt_core.lean import dataclass
 from ckpt_core.ledger import Ledger, Loss
-from ckpt_core.storage.archive.tree import Extent
-from ckpt_core.storage.bytes.files import FileState
-from ckpt_core.storage.bytes.output import OutputFile
-from ckpt_core.storage.dtypes import DType
-from ckpt_core.storage.tensor import Quantised, StoredTensor
-from ckpt_core.tensors.assembly import LazyParameter
-from ckpt_core.training import Training
+from ckpt_core.storage.archive.extent import Extent
+
+if TYPE_CHECKING:
+    from ckpt_core.launch import Launch
+    from ckpt_core.layout import Native
+    from ckpt_core.storage.bytes.files import FileState
+    from ckpt_core.storage.bytes.output import OutputFile
+    from ckpt_core.storage.dtypes import DType
+    from ckpt_core.storage.tensor import Quantised, StoredTensor
+    from ckpt_core.tensors.assembly import LazyParameter
+    from ckpt_core.training import Training
 
 
 @dataclass(frozen=True, slots=True)

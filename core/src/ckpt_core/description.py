@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ckpt_core.architecture import Architecture
-from ckpt_core.checkpoint import Sidecar
-from ckpt_core.errors import CkptError
-from ckpt_core.layout import Chosen, Native, Ranks, Table, Tables
 from ckpt_core.lean import dataclass
 from ckpt_core.ledger import Ledger, Loss
-from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import Shard
-from ckpt_core.training import Kind, Training
+
+if TYPE_CHECKING:
+    from ckpt_core.architecture import Architecture
+    from ckpt_core.checkpoint import Sidecar
+    from ckpt_core.errors import CkptError
+    from ckpt_core.layout import Chosen, Native, Ranks, Table, Tables
+    from ckpt_core.storage.bytes.files import FileState
+    from ckpt_core.training import Kind, Training
 
 
 @dataclass(frozen=True, slots=True)

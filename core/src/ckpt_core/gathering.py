@@ -6,16 +6,23 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field, replace
+from typing import TYPE_CHECKING
 
-from ckpt_core.architecture import Parameter
-from ckpt_core.checkpoint import Checkpoint
-from ckpt_core.description import Averaged, Description, RankTensors, SavedTraining
+from ckpt_core import training
+from ckpt_core.description import Averaged
 from ckpt_core.errors import CkptError, FormatError
-from ckpt_core.layout import BoundTables, Native, account
+from ckpt_core.layout import BoundTables, account
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.tensor import StoredTensor
-from ckpt_core.tensors.assembly import LazyParameter, ParameterBuilder, Shard, whole
-from ckpt_core.training import EXP_AVG, EXP_AVG_SQ, KINDS, MASTER, Kind, Training, moment_native, moment_of, named
+from ckpt_core.tensors.assembly import ParameterBuilder, whole
+
+if TYPE_CHECKING:
+    from ckpt_core.architecture import Parameter
+    from ckpt_core.checkpoint import Checkpoint
+    from ckpt_core.description import Description, RankTensors, SavedTraining
+    from ckpt_core.layout import Native
+    from ckpt_core.tensors.assembly import LazyParameter, Shard
+    from ckpt_core.training import Kind, Training
 
 
 def parameters_of(description: Description) -> dict[str, LazyParameter]:
@@ -143,10 +150,10 @@ def training_of(description: Description, saved: SavedTraining, checkpoint: Chec
     trained = {name: parameter for name, parameter in bound.parameters.items() if name not in frozen}
     _check_groups(groups, trained, frozen, saved.where)
     found: dict[Kind, dict[str, LazyParameter]] = {}
-    for kind in KINDS:
+    for kind in training.KINDS:
         if kind in ranks:
             found[kind] = _moments(kind, bound, trained, ranks[kind], saved)
-    masters = found.get(MASTER)
+    masters = found.get(training.MASTER)
     weights = {name: checkpoint.tensors[name] for name in trained if name in checkpoint.tensors}
     if masters is not None and saved.rounds:
         masters = {
@@ -157,7 +164,7 @@ def training_of(description: Description, saved: SavedTraining, checkpoint: Chec
     def of_kind(kind: Kind, tensors: Mapping[str, LazyParameter]) -> dict[str, LazyParameter]:
         """The tensors of a kind under the parameters of the checkpoint, whose vocabulary is settled."""
         return {
-            name: replace(tensor, parameter=moment_of(kind, known[name]))
+            name: replace(tensor, parameter=training.moment_of(kind, known[name]))
             for name, tensor in tensors.items()
             if name in known
         }
@@ -169,9 +176,9 @@ def training_of(description: Description, saved: SavedTraining, checkpoint: Chec
         ),
         frozen=tuple(frozen),
         own_masters=masters is not None,
-        master=of_kind(MASTER, weights if masters is None else masters),
+        master=of_kind(training.MASTER, weights if masters is None else masters),
         exp_avg=of_kind("exp_avg", found["exp_avg"]),
-        exp_avg_sq=of_kind(EXP_AVG_SQ, found[EXP_AVG_SQ]),
+        exp_avg_sq=of_kind(training.EXP_AVG_SQ, found[training.EXP_AVG_SQ]),
     )
 
 
@@ -185,14 +192,14 @@ def _moments(
     """The tensors of a kind by canonical parameter. They are called `exp_avg of NAME` in errors. They are float32, and may be stored in a wider dtype."""
 
     def turned(native: Native) -> Native:
-        moved = moment_native(kind, native)
+        moved = training.moment_native(kind, native)
         return replace(moved, name=f"{kind} of {native.name}")
 
     def labelled(rank: RankTensors) -> RankTensors:
         tensors = {f"{kind} of {name}": tensor for name, tensor in rank.tensors.items()}
         return replace(rank, tensors=tensors)
 
-    known = {named(kind, name): moment_of(kind, parameter) for name, parameter in trained.items()}
+    known = {training.named(kind, name): training.moment_of(kind, parameter) for name, parameter in trained.items()}
     found = _gathered(
         bound,
         known,
@@ -201,8 +208,10 @@ def _moments(
         turned,
         lambda native: not any(piece.parameter in trained for piece in native.pieces),
     )
-    least = {EXP_AVG: -math.inf, EXP_AVG_SQ: 0.0}.get(kind)  # a mean of gradients may be anything but a NaN
-    return {name: replace(found[named(kind, name)], least=least, float32=True) for name in trained}
+    least = {training.EXP_AVG: -math.inf, training.EXP_AVG_SQ: 0.0}.get(
+        kind
+    )  # a mean of gradients may be anything but a NaN
+    return {name: replace(found[training.named(kind, name)], least=least, float32=True) for name in trained}
 
 
 def _held_by_name(bound: BoundTables, ranks: Iterable[RankTensors]) -> dict[str, set[str]]:

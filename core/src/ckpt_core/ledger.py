@@ -15,14 +15,15 @@ import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
-from ckpt_core.storage.archive.tree import Extent, Tree
-from ckpt_core.storage.chunks.tensor import Blob, ChunkedTensor
-from ckpt_core.storage.pickle.opaque import Opaque
 from ckpt_core.storage.tensor import StoredTensor
+
+if TYPE_CHECKING:
+    from ckpt_core.storage.archive.extent import Extent
+    from ckpt_core.storage.archive.tree import Tree
 
 __all__ = [
     "ASKED",
@@ -371,6 +372,9 @@ def _is_empty(value: object) -> bool:
 
 def tensor_bytes(value: object) -> int:
     """The bytes of all tensors in a nest of dicts, lists and stand-ins."""
+    from ckpt_core.storage.chunks.tensor import Blob, ChunkedTensor
+    from ckpt_core.storage.pickle.opaque import Opaque
+
     total, pending, seen = 0, [value], set()
     while pending:
         item = pending.pop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_core.architecture import Architecture, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint, Provenance
@@ -19,27 +19,41 @@ from ckpt_core.gathering import parameters_of, training_of
 from ckpt_core.ledger import OPTIMIZER, Ledger, Loss
 from ckpt_core.plugins.discovery import Plugin, check_returned
 from ckpt_core.plugins.request import Option, ReadRequest
-from ckpt_core.receipt import Receipt, original_of, receipt_of
-from ckpt_core.rewrite import Rewritable, latent_norms, without_predictors
+from ckpt_core.receipt import original_of, receipt_of
 from ckpt_core.text import plural
-from ckpt_core.training import (
-    ADAM,
-    ADAMW,
-    EXP_AVG,
-    EXP_AVG_SQ,
-    KINDS,
-    MASTER,
-    MOMENTS,
-    Group,
-    Kind,
-    Schedule,
-    Training,
-    adam,
-    assumed_of,
-    named,
-    named_groups,
-    regrouped,
-)
+
+if TYPE_CHECKING:
+    from ckpt_core.receipt import Receipt
+    from ckpt_core.training import (
+        ADAM,
+        ADAMW,
+        EXP_AVG,
+        EXP_AVG_SQ,
+        KINDS,
+        MASTER,
+        MOMENTS,
+        Group,
+        Kind,
+        Schedule,
+        Training,
+        adam,
+        assumed_of,
+        named,
+        named_groups,
+        regrouped,
+    )
+else:
+    from ckpt_core.lazily import found_in
+
+    __getattr__, __dir__ = found_in(
+        __name__,
+        {
+            "ckpt_core.receipt": "Receipt",
+            "ckpt_core.training": (
+                "ADAM ADAMW EXP_AVG EXP_AVG_SQ KINDS MASTER MOMENTS Group Kind Schedule Training adam assumed_of named named_groups regrouped"
+            ),
+        },
+    )
 
 __all__ = [
     "ADAM",
@@ -179,6 +193,8 @@ def drops_predictors(request: ReadRequest) -> bool:
 
 
 def _without_predictors(checkpoint: Checkpoint) -> Checkpoint:
+    from ckpt_core.rewrite import Rewritable, without_predictors
+
     model = without_predictors(Rewritable(checkpoint.architecture, checkpoint.tensors))
     if model.architecture == checkpoint.architecture:
         return checkpoint
@@ -190,6 +206,8 @@ def _without_predictors(checkpoint: Checkpoint) -> Checkpoint:
 def _with_latent_norms(checkpoint: Checkpoint, eps: float) -> Checkpoint:
     if not 0 < eps < 1:
         raise UsageError(f"option {LATENT_NORM_EPS.name} is not the epsilon of a norm", expected="such as 1e-5")
+    from ckpt_core.rewrite import Rewritable, latent_norms
+
     model = latent_norms(Rewritable(checkpoint.architecture, checkpoint.tensors), eps)
     if model.architecture == checkpoint.architecture:
         return checkpoint

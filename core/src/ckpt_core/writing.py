@@ -143,7 +143,7 @@ class TargetBuilder:
         Those in `quantised` are stored as codes and scales, each under the name of its operand, whose file and offset are decided here.
         For those in `kept` these are copied from there.
         """
-        coded = {name: one for name, one in (quantised or {}).items() if name in tensors}
+        coded = {name: quantised[name] for name in tensors if name in quantised} if quantised else {}
         specs = {name: (self.dtype_of(native), native.shape) for name, native in tensors.items() if name not in coded}
         for held in filter(None, (one.quantised for one in coded.values())):
             specs |= {operand.name: (operand.stored.dtype, operand.stored.shape) for operand in held.stored}

@@ -204,3 +204,73 @@ def test_a_canonical_adapter_of_experts_is_refused(tmp_path: Path) -> None:
     adapter, *_ = adapter_of(tmp_path)
     with pytest.raises(CkptError, match="leave out -o canonical"):
         convert(adapter, tmp_path / "out", to=BRIDGE, config=tmp_path / "base/config.json", options={"canonical": True})
+
+
+GATE_UP, OF_DOWN = "mlp.experts.base_layer", "mlp.experts"
+
+
+def fused_pair(module: str, shape: tuple[int, int], crossed: bool) -> tuple[Tensors, torch.Tensor]:
+    """A and B on all experts of a parameter [experts, out, in], and what they add to it, as PEFT says it (`ParamWrapper.get_delta_weight`)."""
+    out, into = shape
+    rows, columns = (out, into) if crossed else (into, out)
+    made = pair(module, torch.empty(columns, rows), rank=RANK * EXPERTS)
+    down, up = (made[f"{PREFIX}{module}.lora_{side}.weight"] for side in "AB")
+    factors = up.reshape(columns, -1, EXPERTS), down.reshape(EXPERTS, -1, rows)
+    said = "o r e, e r i -> e i o" if crossed else "o r e, e r i -> e o i"
+    return made, torch.einsum(said, *factors) * (ALPHA / RANK)
+
+
+def fused_adapter(
+    tmp_path: Path, layers: dict[int, str], crossed: bool, **config: object
+) -> tuple[Path, Tensors, Tensors]:
+    """An adapter on fused experts whose down projections are square, the tensors of the base, and those of the merged model that differ."""
+    before = adapters.base(tmp_path / "base", "qwen2_moe", torch.float32, num_experts=EXPERTS, moe_intermediate_size=96)
+    made, wanted = Tensors(), Tensors()
+    for layer, parts in layers.items():
+        for of, names_of in ((GATE_UP, ("gate_proj", "up_proj")), (OF_DOWN, ("down_proj",))):
+            if names_of[0] not in parts:
+                continue
+            one = f"model.layers.{layer}.mlp.experts.0"
+            shapes = [before[f"{one}.{name}.weight"].shape for name in names_of]
+            here, changes = fused_pair(f"model.layers.{layer}.{of}", (sum(a for a, _ in shapes), shapes[0][1]), crossed)
+            made |= here
+            for expert, change in enumerate(changes):
+                for name, part in zip(names_of, change.chunk(len(names_of)), strict=True):
+                    key = f"model.layers.{layer}.mlp.experts.{expert}.{name}.weight"
+                    wanted[key] = added(before[key], part)
+    parameters = sorted(
+        {"mlp.experts.gate_up_proj" if ".base_layer." in key else "mlp.experts.down_proj" for key in made}
+    )
+    config = {"target_parameters": [*parameters, *config.pop("more", [])], **config}
+    return adapters.save(tmp_path / "adapter", made, **config), before, wanted
+
+
+BOTH, ONE = {0: "gate_proj down_proj", 1: "gate_proj down_proj"}, {0: "down_proj", 1: "down_proj"}
+WAYS = {
+    "by shapes, straight": (BOTH, False, {"peft_version": "0.18.1"}),
+    "by shapes, crossed": (BOTH, True, {"peft_version": "0.21.2"}),
+    "by a release until 0.19": (ONE, True, {"peft_version": "0.19.1"}),
+    "by a release since 0.20": (ONE, False, {"peft_version": "0.20.0.dev0"}),
+    "by a release that said nothing": (ONE, True, {}),
+    "beside a usual name that the class lacks": (BOTH, False, {"more": ["gate.wg"]}),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_of_fused_experts_runs_over_their_input_or_over_their_output(name: str, tmp_path: Path) -> None:
+    """Releases of PEFT differ in it. Square experts would be merged either way, so that shapes alone do not say which is meant."""
+    layers, crossed, config = WAYS[name]
+    adapter, before, wanted = fused_adapter(tmp_path, layers, crossed, **config)
+    found = merged(adapter, tmp_path, "hf")
+    assert found.keys() == before.keys()
+    for key, tensor in found.items():
+        assert torch.allclose(tensor, wanted.get(key, before[key]), rtol=3e-7, atol=1e-6), key
+    if crossed:
+        with pytest.raises(CkptError, match="experts whose A runs over their output"):
+            convert(adapter, tmp_path / "run", to=BRIDGE, config=tmp_path / "base/config.json")
+
+
+def test_square_experts_of_an_unknown_release_are_refused(tmp_path: Path) -> None:
+    adapter, *_ = fused_adapter(tmp_path, ONE, False, peft_version="of my own")
+    with pytest.raises(CkptError, match=r"is of square experts[^\0]*peft_version"):
+        merged(adapter, tmp_path, "hf")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +25,7 @@ from ckpt_core.cli.output import (
     shortened,
     table,
 )
+from ckpt_core.cli.phrases import launch_lines, parallel_text
 from ckpt_core.cli.progress import announced, duration_text, progress
 from ckpt_core.cli.usage import peak_memory
 from ckpt_core.errors import UsageError
@@ -35,7 +35,6 @@ from ckpt_core.text import plural
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Target
     from ckpt_core.engine.plan import Plan
-    from ckpt_core.launch import Launch
     from ckpt_core.receipt import Receipt
 
 
@@ -327,27 +326,9 @@ def training_lines(plan: Plan) -> list[str]:
     return [f"kept: {state.optimizer} after {plural(state.step, 'step')}, {figures}, masters: {said['masters']}"]
 
 
-def launch_lines(launch: Launch | None, path: str) -> list[str]:
-    """What a framework has to be told to start with a checkpoint, in a line or two."""
-    if launch is None:
-        return []
-    count = len(launch.silent)
-    told = (
-        f"does not take {plural(count, 'argument')} from the checkpoint"
-        if count
-        else "takes everything from the checkpoint"
-    )
-    return [f"{launch.framework} {told}: see ckpt launch {shlex.quote(path)}"]
-
-
 def side_text(side: Checkpoint | Target, path: str) -> str:
     """Format, parallel layout and path of a source or a target."""
     return f"{side.format}{parallel_text(side.parallel)}  {path}"
-
-
-def parallel_text(parallel: Mapping[str, int]) -> str:
-    """` tp=2 pp=4`, or nothing."""
-    return "".join(f" {name}={ranks}" for name, ranks in parallel.items())
 
 
 def decision_lines(decisions: dict[str, object]) -> list[str]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckpt_core.cli.convert import launch_lines, parallel_text
 from ckpt_core.cli.names import PATH, FormatCommand
 from ckpt_core.cli.options import reading
 from ckpt_core.cli.output import Page, count_text, emit_json, paint, shortened, table
+from ckpt_core.cli.phrases import launch_lines, parallel_text
 from ckpt_core.cli.progress import announced, progress
 from ckpt_core.cli.survey import Future, Survey, not_finite_text
 from ckpt_core.errors import UsageError

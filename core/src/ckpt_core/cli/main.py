@@ -16,6 +16,7 @@ import sys
 import click
 
 from ckpt_core import __version__
+from ckpt_core.cli import COLLECTION
 from ckpt_core.cli.mistakes import as_ours
 from ckpt_core.cli.output import Unprintable, emit_json, open_standard_streams, paint, say
 from ckpt_core.errors import CkptError, UsageError, nearest
@@ -57,8 +58,6 @@ _CALLED = {
 _NO_ARGUMENTS: tuple[type[click.ClickException], ...] = (
     (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
 )
-COLLECTION = 100_000
-"""New objects between two searches for cycles. A plan has millions and no cycle: searching took up to a fifth of a large one."""
 
 
 class LazyGroup(click.Group):
@@ -111,7 +110,6 @@ def main(arguments: list[str] | None = None) -> int:
     open_standard_streams()
     if "_CKPT_COMPLETE" in os.environ:  # a shell asks
         importlib.import_module("ckpt_core.cli.completion")
-    ends = arguments is None  # the process, with this command
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["help"]:  # `ckpt help convert`, as of other programs
         arguments = [*arguments[1:], "--help"]
@@ -133,8 +131,6 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error, as_json)
     finally:
         gc.set_threshold(*collection)
-        if ends:
-            gc.freeze()  # Python would look for cycles among all that it frees: a tenth of the time of a short command
         signal.signal(signal.SIGTERM, before)
 
 

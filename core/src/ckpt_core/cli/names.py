@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from ckpt_core.plugins.request import Option
 
 
@@ -37,7 +38,7 @@ class FormatName(click.ParamType):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from ckpt_core.plugins.installed import format_names
 
-        return _those_that_begin(incomplete, format_names())
+        return those_that_begin(incomplete, format_names())
 
 
 class FamilyName(click.ParamType):
@@ -48,7 +49,7 @@ class FamilyName(click.ParamType):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from ckpt_core.architecture.examples import example_architectures
 
-        return _those_that_begin(incomplete, example_architectures())
+        return those_that_begin(incomplete, example_architectures())
 
 
 class OptionOfFormat(click.ParamType):
@@ -57,6 +58,8 @@ class OptionOfFormat(click.ParamType):
     name = "text"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         known = {option.name: option for _, options in named_formats(ctx) for option in options}
         key, equals, begun = incomplete.partition("=")
         if not equals:
@@ -65,7 +68,10 @@ class OptionOfFormat(click.ParamType):
         return [CompletionItem(f"{key}={value}") for value in values if value.startswith(begun)]
 
 
-def _those_that_begin(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
+def those_that_begin(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
+    """What a shell offers of some names."""
+    from click.shell_completion import CompletionItem
+
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 

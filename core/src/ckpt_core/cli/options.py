@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from ckpt_core.cli.mistakes import OneOf, named
-from ckpt_core.cli.names import PATH, FormatName, OptionOfFormat
+from ckpt_core.cli.names import PATH, FormatName, OptionOfFormat, those_that_begin
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import parse_size
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class Size(click.ParamType):
@@ -50,7 +52,7 @@ class DtypeName(click.ParamType):
         return written_dtype(str(value)).name
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in self.known() if name.startswith(incomplete)]
+        return those_that_begin(incomplete, self.known())
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ckpt_core.architecture import parameters
 from ckpt_core.checkpoint import Checkpoint, Loss
 from ckpt_core.company.tokenizer import size_beyond, size_of
 from ckpt_core.errors import CkptError
-from ckpt_core.plugins.request import ReadRequest
+
+if TYPE_CHECKING:
+    from ckpt_core.plugins.request import ReadRequest
 
 
 def asked_vocabulary(request: ReadRequest) -> int | None:

@@ -19,12 +19,29 @@ from ckpt_core.lean import dataclass
 Rounding = Literal["floor", "exact", "none"]
 """`floor`: rounded down to a whole number; `exact`: a whole number, or an error; `none`: a real number."""
 
+
+def _quotient(one: Any, other: Any) -> Any:
+    whole_one = type(one) is type(other) is int and other and not one % other
+    return one // other if whole_one else _fraction(one) / other
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    return (_fraction(base) if exponent < 0 else base) ** exponent
+
+
+def _fraction(number: Any) -> Any:
+    """A number that is divided without rounding. Most quotients are whole, and need none: the module takes a while to import."""
+    from fractions import Fraction
+
+    return Fraction(number) if isinstance(number, int) else number
+
+
 _OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
+    ast.Div: _quotient,
+    ast.Pow: _power,
 }
 
 
@@ -44,16 +61,14 @@ class Formula:
         return ast.parse(self.text, mode="eval").body
 
     def __post_init__(self) -> None:
-        _evaluate(self._tree, dict.fromkeys(self.names, 1), int)  # an error here names what a formula cannot have
+        _evaluate(self._tree, dict.fromkeys(self.names, 1))  # an error here names what a formula cannot have
 
     def of(self, config: Mapping[str, Any]) -> Any:
         """The value, for the keys of a config, each a positive whole number; None if one of them is absent or null."""
         if any(config.get(name) is None for name in self.names):
             return None
         given = {name: checked(name, config[name], whole) for name in self.names}
-        from fractions import Fraction
-
-        value = _evaluate(self._tree, given, Fraction)
+        value = _evaluate(self._tree, given)
         if self.rounding == "none":
             return float(value)
         if self.rounding == "exact" and value != int(value):
@@ -76,14 +91,14 @@ def _names(node: ast.expr) -> list[str]:
     return []
 
 
-def _evaluate(node: ast.expr, given: Mapping[str, Any], number: Callable[[int], Any]) -> Any:
+def _evaluate(node: ast.expr, given: Mapping[str, Any]) -> Any:
     match node:
         case ast.BinOp(left=left, right=right, op=op) if type(op) in _OPERATIONS:
-            return _OPERATIONS[type(op)](_evaluate(left, given, number), _evaluate(right, given, number))
+            return _OPERATIONS[type(op)](_evaluate(left, given), _evaluate(right, given))
         case ast.Constant(value=int() as value) if not isinstance(value, bool):
-            return number(value)
+            return value
         case ast.Constant(value=float() as value):
             return value
         case ast.Name() | ast.Attribute():
-            return number(given[ast.unparse(node)])
+            return given[ast.unparse(node)]
     raise ValueError(f"a formula cannot have {ast.unparse(node)!r}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import json
 import math
 import os
 from collections import Counter
@@ -17,12 +16,11 @@ from dataclasses import field, replace
 
 from blake3 import blake3
 
-from ckpt_core import __version__
 from ckpt_core.addresses import spelled
-from ckpt_core.architecture import to_json
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.company.companions import losses_of
 from ckpt_core.engine.encoding import Encoded
+from ckpt_core.engine.identity import END, identity
 from ckpt_core.engine.order import in_order
 from ckpt_core.engine.pieces import Transfer, Write, pieces, uncut
 from ckpt_core.engine.records import watched
@@ -37,9 +35,8 @@ from ckpt_core.storage.bytes.output import Checksum, Excerpt, OutputFile
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
-from ckpt_core.tensors.pieces import PIECE, size_rule
+from ckpt_core.tensors.pieces import PIECE
 from ckpt_core.text import plural
-from ckpt_core.training import to_json as training_json
 
 DEFAULT_MEMORY = 256 << 20
 _CHUNK = 4 << 20  # stays in the cache between reading, hashing and writing
@@ -152,42 +149,11 @@ class Plan:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Identifies the conversion: the sources' states, the architecture, every placement and document."""
+        """Identifies the conversion (`identity`)."""
         digest = blake3()
-        for part in self._identity():
-            digest.update(spelled(part).encode("utf-8", "surrogatepass") + b"\0")  # a path need not be UTF-8
+        for lines in identity(self.source, self.target, self.tensors):
+            digest.update(f"{spelled(lines)}{END}".encode("utf-8", "surrogatepass"))  # a path need not be UTF-8
         return digest.hexdigest()
-
-    def _identity(self) -> Iterator[str]:
-        yield __version__
-        yield size_rule()
-        yield json.dumps(to_json(self.target.architecture), sort_keys=True)
-        if self.target.training is not None:
-            yield json.dumps(training_json(self.target.training), sort_keys=True)
-        if self.target.adapter is not None:
-            yield json.dumps(self.target.adapter.settings, sort_keys=True)
-        for state in sorted(self.source.files, key=lambda state: state.path):
-            version = "" if state.remote is None else f" {state.remote.version}"
-            yield f"{state.path} {state.size} {state.mtime_ns}{version}"
-        for file in self.target.files:
-            yield f"{file.path} {file.size} {blake3(b''.join(data for _, data in file.literals)).hexdigest()}"
-            yield from map(str, file.excerpts)
-        for transfer in self.tensors:
-            yield transfer.name
-            for delivery in transfer.deliveries:
-                yield f"{delivery.block} {delivery.maps} {delivery.checksum}"
-                if delivery.strand is not None:
-                    yield f"in turns, {delivery.tensors} tensors at once"
-            assembly = transfer.assembly
-            yield f"{assembly.dtype} {assembly.maps} {assembly.factors} {assembly.fill} {assembly.added}"
-            for block in assembly.all_blocks:
-                yield str(block)
-            if assembly.merged is not None:
-                yield f"{assembly.merged.dtype} {assembly.merged.updates}"
-        for path, data in sorted(self.target.documents.items()):
-            yield f"{path} {blake3(data).hexdigest()}"
-        for path, sidecar in sorted(self.target.sidecars.items()):
-            yield f"{path} {sidecar.path} {sidecar.offset} {sidecar.size}"
 
     def training_json(self) -> dict[str, object]:
         """The state of the training that is written, in figures: its step, its tensors and their bytes, and what the user must see to."""
@@ -352,7 +318,7 @@ def _check_links(source: Checkpoint, target: Target, problems: Problems) -> None
 
 def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
     files = {file.path: file for file in target.files}
-    checksums = {file.path: _InOrder(file.checksums) for file in target.files}
+    checksums = {file.path: _InOrder(file) for file in target.files}
     found: dict[str, list[Write]] = {}
     # What is known in advance counts too: a byte that is written twice would be twice in the file's checksum.
     extents = {
@@ -378,12 +344,12 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
             continue
         strides = contiguous_strides(native.shape) if placed.quantised is None else placed.quantised.strides
         maps = (native.row.via.inverse(),) if native.row.via else ()
-        checksum = checksums[placed.file].around(placed.offset) or files[placed.file].whole
+        checksum = checksums[placed.file].around(placed.offset)
         encoded = None
         if placed.quantised is None:
             extents[placed.file].append((placed.offset, placed.offset + elements * placed.dtype.size, native.name))
         else:
-            encoded = _encoded(placed, target, checksums, files, problems)
+            encoded = _encoded(placed, target, checksums, problems)
             for operand in _held(placed).stored:
                 size = operand.stored.elements * operand.stored.dtype.size
                 where = operand.stored.offset, operand.stored.offset + size, operand.name
@@ -413,7 +379,6 @@ def _encoded(
     placed: Placement,
     target: Target,
     checksums: Mapping[str, _InOrder],
-    files: Mapping[str, OutputFile],
     problems: Problems,
 ) -> Encoded | None:
     """What is needed to encode a tensor that is stored as codes and scales."""
@@ -425,10 +390,7 @@ def _encoded(
     return Encoded(
         held,
         tuple((target.moved[piece.parameter], flat_tile(piece.tile, strides)) for piece in native.pieces),
-        tuple(
-            checksums[operand.stored.file].around(operand.stored.offset) or files[operand.stored.file].whole
-            for operand in held.stored
-        ),
+        tuple(checksums[operand.stored.file].around(operand.stored.offset) for operand in held.stored),
         placed.kept,
     )
 
@@ -441,14 +403,16 @@ def _held(placed: Placement) -> Quantised:
 class _InOrder:
     """The checksums of a file in the order of their starts, to be found by a byte that they are of."""
 
-    def __init__(self, checksums: Iterable[Checksum]) -> None:
-        self._checksums = sorted(checksums, key=lambda one: one.start)
+    def __init__(self, file: OutputFile) -> None:
+        self._checksums = sorted(file.checksums, key=lambda one: one.start)
         self._starts = [one.start for one in self._checksums]
+        self._whole = file.whole
 
-    def around(self, offset: int) -> Checksum | None:
-        """The checksum whose bytes hold the one at `offset`."""
+    def around(self, offset: int) -> Checksum:
+        """The checksum whose bytes hold the one at `offset`, or else that of the whole file."""
         number = bisect.bisect_right(self._starts, offset) - 1
-        return self._checksums[number] if number >= 0 and offset < self._checksums[number].stop else None
+        within = number >= 0 and offset < self._checksums[number].stop
+        return self._checksums[number] if within else self._whole
 
 
 def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budget: int) -> int:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from ckpt_core.errors import CkptError
 from ckpt_core.layout import Link
-from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.tensor import Record
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart
 
@@ -127,6 +126,8 @@ class RecordSums:
             self._remainders[key] ^= remainder
             self._left[key] -= 1
             if not self._left[key]:
+                from ckpt_core.storage.bytes import crc32
+
                 record = self._records[key]
                 if crc32.of_remainder(self._remainders.pop(key), record.size) != record.crc:
                     self._source.check_record(record)

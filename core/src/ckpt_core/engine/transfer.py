@@ -5,10 +5,11 @@ Writes of one transfer never touch the bytes of another; repeating a transfer wr
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckpt_core import numpy as np
 from ckpt_core.engine.encoding import Encoder, Stored
@@ -22,6 +23,7 @@ from ckpt_core.storage.bytes.output import Checksum
 from ckpt_core.storage.bytes.pagecache import Kept, start_writeback
 from ckpt_core.storage.bytes.space import take_space
 from ckpt_core.storage.dtypes import FP32, DType, decode
+from ckpt_core.tensors.assembly import StoredPart
 from ckpt_core.tensors.boxes import Box, Loops, tile_view
 from ckpt_core.tensors.digest import VERSION, Digests, Hash, TreeDigest, of_leaves
 from ckpt_core.tensors.pieces import cuts
@@ -180,7 +182,8 @@ def run_transfer(
         for delivery in transfer.deliveries
         if delivery.encoded is None and not delivery.left
     ]
-    for number, (box, values) in enumerate(source.chunks(assembly, *piece, records)):
+    targets = _targets([(delivery.block, cut) for delivery, cut, _ in plain])
+    for number, (box, values) in enumerate(source.chunks(assembly, *piece, records, targets)):
         read.update(_true(values, box, rows), value_dtype)
         ready: dict[int, np.ndarray] = {}
         beside = Beside(source, box)
@@ -216,6 +219,12 @@ def run_transfer(
     if kept is not None and kept.encoded and leaves == source_leaves:  # codes that were kept
         source_leaves = None
     return Result(*transfer.key, leaves, source_leaves, written, dict(remainders), dict(records))
+
+
+def _targets(written: Sequence[tuple[StoredPart, Sequence[list[Loops]]]]) -> Iterator[int]:
+    """For each box of a piece, the byte of a file that its first value goes to: of the first file that has some of the box."""
+    for number in itertools.count():
+        yield next((block.byte_of(cut[number][0]) for block, cut in written if cut[number]), 0)
 
 
 def _stored(values: np.ndarray, dtype: DType, delivery: Write, name: str) -> np.ndarray:

@@ -29,7 +29,7 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
-    from ckpt_core.ir.files import looks_like
+    from ckpt_core.ir.places import looks_like
 
     return looks_like(path)
 

@@ -23,7 +23,8 @@ from ckpt_core.architecture import dumps, from_json
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import files_below
 from ckpt_core.description import Description, RankTensors
-from ckpt_core.errors import CkptError, NotCarried, Refusal
+from ckpt_core.errors import NotCarried, Refusal
+from ckpt_core.ir.places import ARCHITECTURE, INDEX, NOTES
 from ckpt_core.ir.training import FOLDER, TRAINING, TRAINING_INDEX, enter_left, training_in
 from ckpt_core.ir.weights import indexed, table
 from ckpt_core.layout import Native
@@ -32,25 +33,12 @@ from ckpt_core.plugins.request import ReadRequest, WriteRequest
 from ckpt_core.rewrite import Rewritable
 from ckpt_core.sizes import parse_size
 from ckpt_core.storage.bytes.files import FileState
-from ckpt_core.storage.documents import read_json, read_json_object
+from ckpt_core.storage.documents import read_json_object
 from ckpt_core.storage.dtypes import FP32
 from ckpt_core.training import named, to_json
 from ckpt_core.writing import TargetBuilder
 
-ARCHITECTURE, NOTES, INDEX = "architecture.json", "notes.json", "tensors.index.json"
 _SIDECARS = "sidecars"
-
-
-def looks_like(path: str) -> str | None:
-    """The fact by which a folder is one of ours, or None. An `architecture.json` that is damaged may be ours."""
-    if not all(os.path.isfile(os.path.join(path, name)) for name in (ARCHITECTURE, INDEX)):
-        return None
-    try:
-        architecture = read_json(os.path.join(path, ARCHITECTURE))
-    except (CkptError, OSError):
-        architecture = {"schema": None}
-    ours = isinstance(architecture, dict) and "schema" in architecture
-    return f"{ARCHITECTURE} beside {INDEX}" if ours else None
 
 
 def read(path: str, request: ReadRequest) -> Description:

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from ckpt_core.lean import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Link:
+# Links and tiles are tuples, because a plan has hundreds of thousands: they are made, hashed and compared without running Python code.
+class Link(NamedTuple):
     """One loop of a tile: `size` indices, `step` apart on canonical `axis`, `stride` apart in native `dim`."""
 
     size: int
@@ -29,8 +28,7 @@ class Link:
     stride: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
+class Tile(NamedTuple):
     """A part of a canonical parameter and its place in a native tensor; see the module's docstring."""
 
     links: tuple[Link, ...]

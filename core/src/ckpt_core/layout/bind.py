@@ -324,7 +324,7 @@ class _BoundRow:
         for index, layer in enumerate(self.layers):
             base = list(affine.base)
             base[stacking.dim] += index * stacking.step
-            pieces.append(Part(self.template.format(l=layer, part=affine.part), replace(tile, native_base=tuple(base))))
+            pieces.append(Part(self.template.format(l=layer, part=affine.part), tile._replace(native_base=tuple(base))))
         return pieces
 
     def _finer_places(self, affine: Affine, parameter: Parameter, canonical: list[int]) -> dict[str, tuple[int, int]]:

@@ -8,16 +8,21 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from ckpt_core.checkpoint import Loss, Target
 from ckpt_core.errors import CkptError, Lines, StoreError, UsageError, nearest
-from ckpt_core.launch import Launch
 from ckpt_core.lean import dataclass
+from ckpt_core.ledger import Loss
 from ckpt_core.plugins import hookspecs
 from ckpt_core.plugins.installed import EntryPoint, distributions, entry_points, format_names
-from ckpt_core.plugins.request import FormatInfo, WriteRequest
+
+if TYPE_CHECKING:
+    from ckpt_core.checkpoint import Target
+    from ckpt_core.launch import Launch
+    from ckpt_core.plugins.request import FormatInfo, WriteRequest
 
 _ABSENT = os.path.join(os.devnull, "absent")  # no file system has a path below a device
 _FOLDER = os.path.dirname(__file__)  # a folder that is not a checkpoint of any format
@@ -107,9 +112,21 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {said}"
 
 
+class _Hooks(pluggy.PluginManager):
+    """Looks at what may be a hook. Pluggy by itself looks at every name of a module, and that with the slow means of `inspect`."""
+
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        return super().parse_hookspec_opts(module_or_class, name) if name.startswith("ckpt_") else None
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        value = vars(plugin).get(name) if isinstance(plugin, ModuleType) else None
+        is_none = name.startswith("__") or isinstance(value, type | ModuleType)
+        return None if is_none else super().parse_hookimpl_opts(plugin, name)
+
+
 def _loaded(entry: EntryPoint) -> tuple[pluggy.HookRelay, FormatInfo]:
     """The hooks of a format, all of them checked; a `CkptError` says what is wrong with them."""
-    manager = pluggy.PluginManager("ckpt")
+    manager = _Hooks("ckpt")
     manager.register(entry.load(), entry.name)
     if not hasattr(manager.hook, "ckpt_info"):
         raise CkptError("it has no hook ckpt_info", fix=f"add ckpt_info to {entry.module}, and mark it with @hookimpl")

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from ckpt_core.architecture import Architecture
-from ckpt_core.checkpoint import Adapter, Checkpoint, Target
-from ckpt_core.description import Description, Fragment
-from ckpt_core.launch import Launch
-from ckpt_core.plugins.request import FormatInfo, ReadRequest, WriteRequest
-from ckpt_core.plugins.tables import FamilyTables
-
 if TYPE_CHECKING:
     import numpy as np
 
+    from ckpt_core.architecture import Architecture
+    from ckpt_core.checkpoint import Adapter, Checkpoint, Target
+    from ckpt_core.description import Description, Fragment
+    from ckpt_core.launch import Launch
     from ckpt_core.plugins.judgement import Judgement
+    from ckpt_core.plugins.request import FormatInfo, ReadRequest, WriteRequest
+    from ckpt_core.plugins.tables import FamilyTables
 
 SDK = 1
 

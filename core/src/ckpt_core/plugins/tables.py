@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from ckpt_core.config import Config
-from ckpt_core.layout import Table, Tables
 from ckpt_core.lean import dataclass
+
+if TYPE_CHECKING:
+    from ckpt_core.config import Config
+    from ckpt_core.layout import Table, Tables
 
 
 @dataclass(frozen=True)

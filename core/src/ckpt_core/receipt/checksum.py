@@ -10,8 +10,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from blake3 import blake3
-
 from ckpt_core.errors import FormatError
 from ckpt_core.storage.documents import read_json_object
 
@@ -39,5 +37,7 @@ def read_checked(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _checksum_of(body: Mapping[str, Any]) -> str:
+    from blake3 import blake3
+
     said = {key: value for key, value in body.items() if key != _KEY}
     return blake3(json.dumps(said).encode()).hexdigest()

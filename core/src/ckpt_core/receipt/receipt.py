@@ -14,7 +14,6 @@ from ckpt_core.lean import dataclass
 from ckpt_core.receipt.checksum import read_checked
 from ckpt_core.receipt.places import receipt_path
 from ckpt_core.storage.documents import read_json_object
-from ckpt_core.tensors.digest import fingerprint, version_of
 from ckpt_core.text import plural
 
 T = TypeVar("T")
@@ -64,6 +63,8 @@ class Receipt:
 
         `FormatError` for one of a later ckpt, for digests of another version, and for a fingerprint that is not that of the tensors.
         """
+        from ckpt_core.tensors.digest import fingerprint, version_of
+
         version, entries = version_of(self.fingerprint), _mapping(self.body["tensors"])
         for name, entry in self._tensors.items():
             for digest in (entry["digest"], entry.get("source_digest", entry["digest"])):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from typing import Any
 
 from ckpt_core.errors import FormatError
@@ -20,6 +21,8 @@ __all__ = [
 ]
 
 _DEPTH = 64
+_DIGITS = 40
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _MOST_JSON_MEMORY = 400 << 20  # the tokenizer.json of a vocabulary of 256k takes up to three quarters of it
 _MOST_YAML_BYTES = 2 << 20
 
@@ -39,11 +42,11 @@ def parse_json(data: bytes, file: str, *, infinite: bool = False) -> object:
         )
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for key, value in items:
-            if key in found:
-                raise FormatError(f"key {key!r} occurs twice in one JSON object", file=file)
-            found[key] = value
+        found = dict(items)
+        if len(found) != len(items):
+            keys = Counter(key for key, _ in items)
+            key = next(key for key, count in keys.items() if count > 1)
+            raise FormatError(f"key {key!r} occurs twice in one JSON object", file=file)
         return found
 
     def constant(name: str) -> float:
@@ -52,8 +55,11 @@ def parse_json(data: bytes, file: str, *, infinite: bool = False) -> object:
         raise ValueError(f"{name} is not a number")
 
     too_deep = FormatError("JSON nested too deeply", file=file, expected=f"at most {_DEPTH} levels")
+    integer = (
+        _integer if b"0" * (_DIGITS + 1) in data.translate(_ZEROS) else int
+    )  # most texts have no such row of digits
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_int=_integer, parse_constant=constant)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_int=integer, parse_constant=constant)
     except FormatError:
         raise
     except RecursionError:  # at 1000 levels in Python 3.11, and at 10,000 in 3.13
@@ -87,8 +93,8 @@ def _memory_of_json(data: bytes) -> int:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 40:
-        raise ValueError("an integer of more than 40 digits")
+    if len(digits) > _DIGITS:
+        raise ValueError(f"an integer of more than {_DIGITS} digits")
     return int(digits)
 
 
@@ -134,6 +140,11 @@ def read_yaml_object(path: str | os.PathLike) -> dict[str, Any]:
 
 def dump_yaml(value: object) -> str:
     """A YAML text in the order of the given mappings."""
-    from ckpt_core.storage import plain_yaml
+    from ckpt_core.storage import block_yaml
 
-    return plain_yaml.text_of(value)
+    try:
+        return block_yaml.text_of(value)
+    except block_yaml.Beyond:
+        from ckpt_core.storage import plain_yaml
+
+        return plain_yaml.text_of(value)

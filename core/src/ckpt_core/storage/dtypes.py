@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import field
 
 from ckpt_core import numpy as np
 from ckpt_core.errors import FormatError, UsageError, nearest
@@ -44,11 +45,11 @@ class DType:
     torch: str
     raw: str
     floating: bool = True
+    size: int = field(init=False, repr=False, compare=False)
+    """Bytes per element."""
 
-    @property
-    def size(self) -> int:
-        """Bytes per element."""
-        return int(self.raw[2:])
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", int(self.raw[2:]))
 
     @property
     def numpy(self) -> np.dtype:

@@ -14,6 +14,8 @@ from yaml.reader import Reader
 from yaml.resolver import Resolver
 from yaml.scanner import Scanner
 
+from ckpt_core.storage.block_yaml import float_text
+
 _MOST_NODES = 100_000  # of 1.5 KB each: PyYAML notes where everything begins and ends
 _MOST_VALUES = 1_000_000
 
@@ -110,11 +112,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    text = repr(value)
-    if math.isfinite(value) and "e" in text and "." not in text:
-        text = text.replace("e", ".0e", 1)
     return (
-        dumper.represent_scalar("tag:yaml.org,2002:float", text)
+        dumper.represent_scalar("tag:yaml.org,2002:float", float_text(value))
         if math.isfinite(value)
         else dumper.represent_float(value)
     )

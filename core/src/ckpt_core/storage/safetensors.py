@@ -110,16 +110,18 @@ def _tensor(state: FileState, name: str, entry: Any, start: int) -> StoredTensor
             found=str(code)[:80],
             expected=", ".join(BY_SAFETENSORS),
         )
-    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
-    if len(numbers) > _MAX_DIMENSIONS + 2 or any(type(n) is not int or not 0 <= n < 1 << 60 for n in numbers):
+    numbers: list[Any] = [*shape, begin, end] if isinstance(shape, list) else [None]
+    whole = len(numbers) <= _MAX_DIMENSIONS + 2 and {int}.issuperset(map(type, numbers))
+    if not whole or min(numbers) < 0 or max(numbers) >= 1 << 60:
         raise FormatError(f"tensor {name!r} has an impossible shape or offset", file=state.path, found=str(entry)[:80])
     dtype = BY_SAFETENSORS[code]
-    if end - begin != math.prod(shape) * dtype.size or start + end > state.size:
+    size = math.prod(shape) * dtype.size
+    if end - begin != size or start + end > state.size:
         raise FormatError(
             f"tensor {name!r} does not fit its bytes",
             file=state.path,
             found=f"shape {shape} of {dtype} in bytes {begin}..{end} of a data section of {state.size - start}",
-            expected=f"{math.prod(shape) * dtype.size} bytes inside the file",
+            expected=f"{size} bytes inside the file",
         )
     return StoredTensor.contiguous(state.path, dtype, tuple(shape), start + begin)
 

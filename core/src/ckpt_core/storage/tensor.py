@@ -91,11 +91,7 @@ class StoredTensor:
         held = self.quantised
         assert held is not None
         operands, beside = (
-            tuple(
-                replace(one, stored=replace(one.stored, file=file, offset=offsets[one.name], record=None))
-                for one in part
-            )
-            for part in (held.operands, held.beside)
+            tuple(one.moved_to(file, offsets[one.name]) for one in part) for part in (held.operands, held.beside)
         )
         return replace(self, file=file, quantised=replace(held, operands=operands, beside=beside))
 
@@ -137,6 +133,12 @@ class Operand:
     rows: int = 1
     stored_rows: int = 1
     scale: bool = False
+
+    def moved_to(self, file: str, offset: int) -> Operand:
+        """The same, to be stored at byte `offset` of a file."""
+        stored = self.stored
+        there = StoredTensor(file, stored.dtype, stored.shape, offset, stored.strides, quantised=stored.quantised)
+        return Operand(self.name, there, self.width, self.rows, self.stored_rows, self.scale)
 
     def span(self, matrices: int, first: int, rows: int) -> tuple[int, int]:
         """Which stored rows of a matrix belong to `rows` rows of numbers from row `first` on: (start, stop)."""

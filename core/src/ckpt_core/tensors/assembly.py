@@ -12,10 +12,9 @@ from ckpt_core.architecture import Axis, Parameter, same_value
 from ckpt_core.errors import CkptError, FormatError, Problems
 from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap, boxes_of_range
 from ckpt_core.lean import dataclass
-from ckpt_core.storage.chunks.tensor import tiles
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, Record, StoredTensor, contiguous_strides
-from ckpt_core.tensors.boxes import Box, within
+from ckpt_core.tensors.boxes import Box, Loops, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,10 @@ class StoredPart:
     def of(cls, stored: StoredTensor, tile: Tile) -> StoredPart:
         """A part of a stored tensor; the tile is flat."""
         return cls(stored.file, stored.dtype, stored.offset, tile, stored.record, stored.quantised)
+
+    def byte_of(self, loops: Loops) -> int:
+        """Where in the file the first value of a box lies, if what `loops` have of the box lies there in the same order."""
+        return self.offset + (loops.offset - loops.start) * self.dtype.size
 
     @property
     def paths(self) -> frozenset[str]:
@@ -395,7 +398,7 @@ def of_shards(name: str, shape: Sequence[int], shards: Sequence[Shard]) -> LazyP
     """A tensor of `shape` that `shards` of one dtype tile, as one that is read when it is asked for; its axes have numbers for names."""
     parts = []
     for origin, stored in ((shard.origin, shard.stored) for shard in shards):
-        flat = flat_tile(replace(placed(stored.shape), canonical_base=tuple(origin)), stored.strides)
+        flat = flat_tile(placed(stored.shape)._replace(canonical_base=tuple(origin)), stored.strides)
         parts.append(StoredPart.of(stored, flat))
     axes = tuple(Axis(str(axis), size) for axis, size in enumerate(shape))
     return LazyParameter(Parameter(name, axes), shards[0].stored.dtype, tuple(parts))
@@ -423,6 +426,8 @@ def tiles_exactly(shape: Sequence[int], shards: Sequence[Shard]) -> bool:
     ranks = {len(extent) for box in boxes for extent in box}
     if not ranks <= {len(shape)} or any(start < 0 for origin, _ in boxes for start in origin):
         return False
+    from ckpt_core.storage.chunks.tensor import tiles
+
     return tiles(shape, boxes)
 
 

@@ -20,7 +20,7 @@ from ckpt_core.storage.bytes.pagecache import ReadOnce
 from ckpt_core.storage.bytes.stored import opened
 from ckpt_core.storage.bytes.watch import touched
 from ckpt_core.storage.dtypes import FP32, DType, decode, encode
-from ckpt_core.storage.scratch import scratch
+from ckpt_core.storage.scratch import place_between, scratch
 from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
 from ckpt_core.tensors.boxes import Box, Loops, loops_of, tile_view
@@ -66,15 +66,18 @@ class SourceFiles:
         return blake3("".join(f"{one.ctime_ns} {one.inode}\n" for one in states).encode()).hexdigest(16)
 
     def chunks(
-        self, assembly: LazyParameter, elements: int, start: int, stop: int, sums: Counter[str]
+        self, assembly: LazyParameter, elements: int, start: int, stop: int, sums: Counter[str], targets: Iterable[int]
     ) -> Iterator[tuple[Box, np.ndarray]]:
-        """The canonical values from element `start` to `stop`, box by box (`pieces.chunks`), each as `read` gives it, in this thread's buffer."""
+        """The canonical values from element `start` to `stop`, box by box (`pieces.chunks`), each as `read` gives it, in this thread's buffer.
+
+        `targets` are the bytes of files to which the first values of the boxes go; there may be more.
+        """
         shape = assembly.parameter.shape
         blocks = () if assembly.averaged else assembly.blocks
         cut = [(block, cuts(block.tile, shape, elements, start, stop)) for block in blocks]
-        for number, box in enumerate(chunks(shape, elements, start, stop)):
+        for number, (box, target) in enumerate(zip(chunks(shape, elements, start, stop), targets, strict=False)):
             parts = [(block, loops) for block, of_box in cut for loops in of_box[number]]
-            yield box, self.read(assembly, box, transient=True, sums=sums, parts=parts)
+            yield box, self.read(assembly, box, transient=True, sums=sums, parts=parts, target=target)
 
     def read(
         self,
@@ -84,12 +87,13 @@ class SourceFiles:
         transient: bool = False,
         sums: Counter[str] | None = None,
         parts: Sequence[tuple[StoredPart, Loops]] | None = None,
+        target: int = 0,
     ) -> np.ndarray:
         """The canonical values of `box`, a (start, stop) for each axis: an array of shape (stop - start, ...), C-contiguous, of raw
         elements of `assembly.value_dtype` (bf16 as uint16).
 
-        `transient`: they may lie in this thread's buffer, where its next read replaces them. `parts` are those of the tensor's own blocks
-        that lie in the box, where they are known. The box's contribution to the
+        `transient`: they may lie in this thread's buffer, where its next read replaces them; `target` is the byte of a file that they are
+        then written to. `parts` are those of the tensor's own blocks that lie in the box, where they are known. The box's contribution to the
         checksums of the records that it lies in is added to `sums`. `FormatError` where a file changed or is cut off, or
         where replicas differ that must agree.
         """
@@ -101,7 +105,11 @@ class SourceFiles:
         if assembly.merged is not None:
             raw = self._merged(assembly.merged, box, sums)
             return self._mapped(assembly, box, decode(raw, assembly.dtype)) if _is_mapped(assembly) else raw
-        raw = scratch("raw", shape, assembly.dtype.numpy) if transient else np.empty(shape, assembly.dtype.numpy)
+        if transient:
+            source = parts[0][0].byte_of(parts[0][1]) if parts else 0
+            raw = scratch("raw", shape, assembly.dtype.numpy, place_between(source, target))
+        else:
+            raw = np.empty(shape, assembly.dtype.numpy)
         if assembly.averaged:
             self._average(assembly, box, raw, sums)
         else:

@@ -14,7 +14,7 @@ from operator import mul
 from types import EllipsisType
 
 from ckpt_core import numpy as np
-from ckpt_core.storage.scratch import scratch
+from ckpt_core.storage.scratch import place_between, scratch
 
 # Reading a gap is cheaper than a system call up to about this many bytes of waste per run.
 _NEAR = 16 << 10
@@ -123,7 +123,7 @@ def runs(values: np.ndarray, strides: Sequence[int], offset: int) -> Iterable[tu
     if values.size == 0:
         return ()
     if not values.flags.c_contiguous:
-        values = _packed(values)
+        values = _packed(values, place_between(0, offset))
     merged, _ = _run(values.shape, strides)
     outer = len(strides) - merged
     if not outer:  # most are one run
@@ -145,9 +145,9 @@ def woven(arrays: Sequence[np.ndarray], strides: Sequence[int], turn: int) -> tu
     return both, (*strides[:outer], turn, *strides[outer:])
 
 
-def _packed(values: np.ndarray) -> np.ndarray:
-    """The same elements without gaps, in this thread's buffer."""
-    packed = scratch("packed", values.shape, values.dtype)
+def _packed(values: np.ndarray, place: int) -> np.ndarray:
+    """The same elements without gaps, in this thread's buffer, which begins at the byte `place` of a page."""
+    packed = scratch("packed", values.shape, values.dtype, place)
     packed[...] = values
     return packed
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from ckpt_core import numpy as np
 from ckpt_core.architecture import Architecture, Parameter, dumps, parameters
 from ckpt_core.architecture.examples import ABSENT, changed, example, example_architectures
-from ckpt_core.ir.files import ARCHITECTURE, INDEX, NOTES
+from ckpt_core.ir.places import ARCHITECTURE, INDEX, NOTES
 from ckpt_core.storage import safetensors
 from ckpt_core.storage.dtypes import DType, dtype_named, encode
 

@@ -1,21 +1,38 @@
 """The state of a training: moments and masters by canonical parameter, and the numbers that go on with them."""
 
-from ckpt_core.training import adam
-from ckpt_core.training.follow import followed
-from ckpt_core.training.groups import assumed_of, named_groups, regrouped
-from ckpt_core.training.moments import (
-    EXP_AVG,
-    EXP_AVG_SQ,
-    KINDS,
-    MASTER,
-    MOMENTS,
-    Kind,
-    moment_native,
-    moment_of,
-    named,
-)
-from ckpt_core.training.serial import SCHEMA, from_json, to_json
-from ckpt_core.training.state import ADAM, ADAMW, Group, Schedule, Training
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckpt_core.training import adam
+    from ckpt_core.training.follow import followed
+    from ckpt_core.training.groups import assumed_of, named_groups, regrouped
+    from ckpt_core.training.moments import (
+        EXP_AVG,
+        EXP_AVG_SQ,
+        KINDS,
+        MASTER,
+        MOMENTS,
+        Kind,
+        moment_native,
+        moment_of,
+        named,
+    )
+    from ckpt_core.training.serial import SCHEMA, from_json, to_json
+    from ckpt_core.training.state import ADAM, ADAMW, Group, Schedule, Training
+else:
+    from ckpt_core.lazily import found_in
+
+    __getattr__, __dir__ = found_in(
+        __name__,
+        {
+            ".adam": ":adam",
+            ".follow": "followed",
+            ".groups": "assumed_of named_groups regrouped",
+            ".moments": "EXP_AVG EXP_AVG_SQ KINDS MASTER MOMENTS Kind moment_native moment_of named",
+            ".serial": "SCHEMA from_json to_json",
+            ".state": "ADAM ADAMW Group Schedule Training",
+        },
+    )
 
 __all__ = [
     "ADAM",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_core.errors import FormatError, NotCarried
 from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import of_shards, whole
 from ckpt_core.training.moments import MOMENTS, Kind
@@ -20,12 +21,20 @@ _DROP = "leave it behind with --training-state drop"
 _STEP = "step"
 # What groups of Adam say at values that change nothing of its steps, and what they must not say: torch's, those of Apex, and of the old transformers.
 _INERT = {"amsgrad": False, "maximize": False, "bias_correction": True, "correct_bias": True}
+# What else groups of Adam say: what it steps with, how torch runs it, what names its parameters, and what schedules of torch and scripts remember in them.
+_KNOWN = {
+    *("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
+    *("foreach", "capturable", "differentiable", "fused"),
+    *("params", "param_names", _STEP),
+    *("initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "lr_scale"),
+}
 
 
-def group_of(said: Mapping[str, Any], names: Iterable[str], file: str) -> Group:
+def group_of(said: Mapping[str, Any], names: Iterable[str], file: str, others: Collection[str] = ()) -> Group:
     """The group of parameters `names` by the hyper-parameters of torch's AdamW, Apex' or Transformer Engine's FusedAdam.
 
-    `NotCarried` for a variant of Adam with other steps, `FormatError` for what is not a number.
+    `others` are the keys that the format itself adds to a group. `NotCarried` for a variant of Adam with other steps, and for a hyper-parameter that
+    Adam does not have; `FormatError` for a number that is none, or with which Adam can't step.
     """
     for key, usual in _INERT.items():
         if said.get(key, usual) not in (usual, None):
@@ -51,13 +60,23 @@ def group_of(said: Mapping[str, Any], names: Iterable[str], file: str) -> Group:
             found=", ".join(map(str, said)),
             fix=_DROP,
         )
+    # LAMB, Yogi and AdamP keep what Adam keeps too. A text names a group, and is no hyper-parameter.
+    strange = [key for key, value in said.items() if not isinstance(value, str | None)]
+    if strange := [key for key in strange if key not in (*_KNOWN, *_INERT, *others)]:
+        raise NotCarried(
+            f"the optimizer may not be Adam: its groups say {strange[0]}, which Adam does not have",
+            file=file,
+            found=f"{strange[0]}={brief(said[strange[0]], 40)}",
+            fix=_DROP,
+        )
     initial = said.get("initial_lr")
+    first, second = (_within(beta, "betas", 1.0, file) for beta in betas)
     return Group(
         tuple(names),
-        number(said.get("lr"), "lr", file),
-        (number(betas[0], "betas", file), number(betas[1], "betas", file)),
-        number(said.get("eps"), "eps", file),
-        number(said.get("weight_decay", 0.0), "weight_decay", file),
+        _within(said.get("lr"), "lr", math.inf, file),
+        (first, second),
+        _within(said.get("eps"), "eps", math.inf, file),
+        _within(said.get("weight_decay", 0.0), "weight_decay", math.inf, file),
         None if initial is None else number(initial, "initial_lr", file),
     )
 
@@ -92,21 +111,75 @@ def said_by(group: Group, parameters: list[Any], optimizer: str = ADAMW) -> dict
 
 
 def states_of(
-    found: Mapping[str, Mapping[str, Any]], file: str, files: Iterable[FileState]
+    found: Mapping[str, Mapping[str, Any]], bodies: Iterable[Mapping[str, Any]], file: str, files: Iterable[FileState]
 ) -> tuple[int, dict[Kind, dict[str, StoredTensor]]]:
-    """The step and the moments in the states of parameters, by name.
+    """The step and the moments in the states of parameters, by name; `bodies` are the groups, which may count the steps.
 
-    Raises what `one_step` does, and, by the name of a parameter: a moment that is missing, steps that differ, and a state that is not Adam's.
+    Raises what `steps_of` and `one_step` do, and, by the name of a parameter: a moment that is missing, and a state that is not Adam's.
     """
     moments: dict[Kind, dict[str, StoredTensor]] = {kind: {} for kind in MOMENTS}
-    steps: dict[str, object] = {}
     for name, state in found.items():
         check_state(name, state, StoredTensor, file)
         for kind in MOMENTS:
             moments[kind][name] = state[kind]
-        if _STEP in state:
-            steps[name] = state[_STEP]
-    return one_step(steps, file, files), moments
+    return one_step(steps_of(found, bodies, file), file, files), moments
+
+
+def steps_of(
+    states: Mapping[str, Mapping[str, Any]], bodies: Iterable[Mapping[str, Any]], file: str
+) -> dict[str, object]:
+    """The steps of the states, by what they are called, and those that FusedAdam counts for groups.
+
+    `FormatError`, naming one, where some states have a step and others have none, or some groups with parameters.
+    """
+    groups = {f"group {number}": body for number, body in enumerate(bodies) if body.get("params", True)}
+    found: dict[str, object] = {}
+    for kept in (states, groups):
+        counted = {name: one[_STEP] for name, one in kept.items() if _STEP in one}
+        if lacking := [name for name in kept if name not in counted and counted]:
+            raise FormatError(
+                f"the step of {lacking[0]!r} is missing",
+                file=file,
+                expected=f"a step, as {next(iter(counted))!r} has",
+                fix="copy the files of one step again",
+            )
+        found |= counted
+    return found
+
+
+def check_groups(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """The groups in the files of all ranks are stepped alike. `FormatError`, naming a file, where they are not: it is of another step or of another run.
+
+    The parameters of groups are a rank's own, and steps are compared with those of parameters.
+    """
+    said = {
+        file: [{key: value for key, value in body.items() if key not in ("params", _STEP)} for body in bodies]
+        for file, bodies in found.items()
+    }
+    first, told = next(iter(said.items()))
+    for file, bodies in said.items():
+        if bodies != told:
+            mine, other = _first_difference(bodies, told)
+            raise FormatError(
+                "the ranks have other groups of the optimizer than each other",
+                file=file,
+                found=mine,
+                expected=f"{other}, as in {first}",
+                fix="copy the files of one step again",
+            )
+
+
+def _first_difference(mine: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    for number, (one, two) in enumerate(zip(mine, other, strict=False)):
+        for key in [*one, *two]:
+            if (value := one.get(key)) != (told := two.get(key)):
+                return f"{key} {_shown(value)} of group {number}", _shown(told)
+    return f"{len(mine)} groups", f"{len(other)}"
+
+
+def _shown(value: object) -> str:
+    numbers = isinstance(value, list | tuple) and all(type(one) in (int, float) for one in value)
+    return f"{value!r:.60}" if numbers else brief(value)
 
 
 def check_state(name: str, state: Mapping[str, Any], kind_of_tensor: type, file: str) -> None:
@@ -164,13 +237,22 @@ def scalar(value: object, source: SourceFiles) -> object:
 
 
 def _counted(value: object, name: str, file: str) -> int:
-    if type(value) not in (int, float) or value != int(value) or value < 0:  # type: ignore[call-overload, operator]
-        raise FormatError(f"the step of {name!r} is not a count", file=file, found=f"{value!r:.60}")
+    if type(value) not in (int, float) or not (value >= 0 and math.isfinite(value) and value == int(value)):  # type: ignore[arg-type, call-overload, operator]
+        raise FormatError(f"the step of {name!r} is not a count", file=file, found=brief(value))
     return int(value)  # type: ignore[call-overload]
+
+
+def _within(value: object, key: str, end: float, file: str) -> float:
+    """A number from 0 to below `end`."""
+    found = number(value, key, file)
+    if not 0.0 <= found < end:
+        expected = f"at least 0, and less than {end:g}" if math.isfinite(end) else "at least 0"
+        raise FormatError(f"Adam does not step with {key} {found:g}", file=file, expected=expected)
+    return found
 
 
 def number(value: object, key: str, file: str) -> float:
     """A finite number of a group; `FormatError` for anything else."""
     if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
-        raise FormatError(f"{key} of the optimizer is not a number", file=file, found=f"{value!r:.60}")
+        raise FormatError(f"{key} of the optimizer is not a number", file=file, found=brief(value))
     return float(value)  # type: ignore[arg-type]

@@ -39,13 +39,14 @@ from ckpt_deepspeed.files import (
     section,
 )
 from ckpt_deepspeed.flat import Flat, Kept, shards_of
-from ckpt_deepspeed.training import training_in
+from ckpt_deepspeed.training import check_steps, training_in
 from ckpt_deepspeed.universal import read_universal
 from ckpt_hf.sdk import CONFIG, TransformersModel, model_of_config
 
 # Files of a run of DeepSpeed or of transformers' Trainer, and of ours.
 _OWN_FILES = {CONFIG, LATEST, LATEST_UNIVERSAL, "zero_to_fp32.py", "trainer_state.json"}
 _OWN_STARTS = (".", "ckpt-receipt", "rng_state")
+_STEPS = "global_steps"
 _OWN_ENDS = (".pt", ".pth", ".bin", ".safetensors", ".index.json")
 
 
@@ -80,6 +81,7 @@ def read(path: str, request: ReadRequest) -> Description:
             file=path,
             fix=f"give the model's {CONFIG} with --config, or put it beside the step's folder",
         )
+    check_steps(weights.parts)
     names = weights.kept.keys() - weights.aliases.keys()
 
     def are_same(one: str, other: str) -> bool:
@@ -248,7 +250,18 @@ def _models(folder: Folder) -> list[tuple[str, Mapping[str, Any]]]:
             fix="remove the stale ones",
         )
     count = ranks({dp for _, dp in folder.partitioned}, "data parallel rank", folder.path)
-    return [(folder.partitioned[0, dp], read_states(folder.partitioned[0, dp])) for dp in range(count)]
+    found = [(folder.partitioned[0, dp], read_states(folder.partitioned[0, dp])) for dp in range(count)]
+    first, told = found[0]
+    for path, states in found:
+        if states.get(_STEPS) != told.get(_STEPS):
+            raise FormatError(
+                "the ranks are of different steps",
+                file=path,
+                found=f"{_STEPS} {torch_files.brief(states.get(_STEPS))}",
+                expected=f"{torch_files.brief(told.get(_STEPS))}, as in {first}",
+                fix="copy the files of one step again",
+            )
+    return found
 
 
 def _module(states: Mapping[str, Any], path: str) -> dict[str, StoredTensor]:

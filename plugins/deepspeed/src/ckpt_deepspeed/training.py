@@ -63,7 +63,7 @@ def training_in(
     natives = layouts.BoundTables(model.tables, model.architecture).natives()
     tensors = {kind: _named(kept, natives, aliases) for kind, kept in moments.items()}
     return reading.SavedTraining(
-        state=_state(step, groups, first, settings, states),
+        state=_state(step, groups, reading.adam.kind_of(bodies, path), first, settings, states),
         ranks={kind: [RankTensors({}, held, path)] for kind, held in tensors.items()},
         where=path,
         files=files,
@@ -93,17 +93,18 @@ def _partitioned(
     file, first = states
     found = [_optimizer(part) for part in parts]
     held = [_numbered(optimizer.get("state"), part.path) for optimizer, part in zip(found, parts, strict=True)]
+    bodies = {
+        part.path: _groups(optimizer.get("param_groups"), part.path)
+        for optimizer, part in zip(found, parts, strict=True)
+    }
+    reading.adam.check_groups(bodies)
     steps: dict[str, object] = {}
     for part, numbered in zip(parts, held, strict=True):
-        for number, state in numbered.items():
-            reading.adam.check_state(f"group {number} of {os.path.basename(part.path)}", state, StoredTensor, part.path)
-            if "step" in state:
-                steps[f"group {number} of {os.path.basename(part.path)}"] = state["step"]
-    bodies = [_groups(optimizer.get("param_groups"), part.path) for optimizer, part in zip(found, parts, strict=True)]
-    for part, groups in zip(parts, bodies, strict=True):
-        for number, body in enumerate(groups):
-            if "step" in body:  # FusedAdam
-                steps[f"param_groups[{number}] of {os.path.basename(part.path)}"] = body["step"]
+        flat = {f"flat tensor {number}": state for number, state in numbered.items()}
+        for name, state in flat.items():
+            reading.adam.check_state(f"{name} of {os.path.basename(part.path)}", state, StoredTensor, part.path)
+        of_rank = reading.adam.steps_of(flat, bodies[part.path], part.path)
+        steps |= {f"{name} of {os.path.basename(part.path)}": step for name, step in of_rank.items()}
     step = reading.adam.one_step(steps, parts[0].path, [disk.FileState.of(part.path) for part in parts])
     moments: dict[reading.Kind, Mapping[str, Kept]] = {}
     for kind in reading.MOMENTS:
@@ -112,7 +113,24 @@ def _partitioned(
             for part, numbered in zip(parts, held, strict=True)
         ]
         moments[kind] = next(one for one in zero.readings(first, file, moved) if one.by == by).masters
-    return parts[0].path, bodies[0], moments, step
+    return parts[0].path, bodies[parts[0].path], moments, step
+
+
+def check_steps(parts: Sequence[Partition]) -> None:
+    """The files of ZeRO's ranks are of one step, which masters do not tell that lie beside the moments: of ZeRO-3 there are no other weights.
+
+    `FormatError`, naming two files, where a flat tensor was stepped more often on one rank than on another.
+    """
+    found: dict[object, dict[str, object]] = {}
+    for part in parts:
+        kept = part.state.get(_BASE, part.state.get(_INNER))
+        states = kept.get("state") if isinstance(kept, dict) else None
+        for number, state in states.items() if isinstance(states, dict) else ():
+            if isinstance(state, dict) and isinstance(state.get("step"), int | float | StoredTensor):
+                found.setdefault(number, {})[os.path.basename(part.path)] = state["step"]
+    files = [disk.FileState.of(part.path) for part in parts]
+    for steps in found.values():
+        reading.adam.one_step(steps, parts[0].path, files)
 
 
 def _optimizer(part: Partition) -> Mapping[str, Any]:
@@ -207,6 +225,7 @@ def _universal(
 def _state(
     step: int,
     groups: Sequence[reading.Group],
+    kind: str,
     first: Mapping[str, Any],
     settings: Mapping[str, Any],
     states: tuple[str, Mapping[str, Any]],
@@ -222,10 +241,11 @@ def _state(
             fix="copy the files of one step again",
         )
     optimizer = section(config, "optimizer", path)
-    kind = optimizer.get("type")
-    if not (kind is None or str(kind).lower() in _ADAMS):
-        raise errors.NotCarried("the optimizer is not Adam", file=path, found=f"{kind!r:.40}", fix=_DROP)
-    added = section(optimizer, "params", path).get("adam_w_mode", True) is False and str(kind).lower() == "adam"
+    called = optimizer.get("type")
+    if not (called is None or str(called).lower() in _ADAMS):
+        raise errors.NotCarried("the optimizer is not Adam", file=path, found=f"{called!r:.40}", fix=_DROP)
+    # DeepSpeed's own Adam says in the config alone how it decays, and an optimizer of the program's in its groups.
+    added = section(optimizer, "params", path).get("adam_w_mode", True) is False and str(called).lower() == "adam"
     scaler = settings.get("loss_scaler")
     scale = scaler.fields().get("cur_scale") if isinstance(scaler, torch_files.Opaque) else None
     clip = settings.get("clip_grad") or config.get("gradient_clipping")
@@ -237,7 +257,7 @@ def _state(
     return reading.Training(
         step,
         tuple(groups),
-        reading.ADAM if added else reading.ADAMW,
+        reading.ADAM if added else kind,
         reading.Schedule(position if type(position) is int else None, "step", rates.pop() if len(rates) == 1 else None),
         iterations=steps,
         consumed_samples=_count(first, "global_samples"),

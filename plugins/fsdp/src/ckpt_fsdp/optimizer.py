@@ -59,17 +59,26 @@ def training_beside(where: Place, model: SavedTensors) -> reading.SavedTraining 
     held = chunked.read_distributed(folder)
     found: dict[str, dict[str, Any]] = {}
     keys: list[str] = []
-    for key, tensor in held.tensors.items():
+    several: set[str] = set()
+    for key, value in [*held.tensors.items(), *held.objects.items()]:  # a step may be a number, which is an object
         if match := _STATE.fullmatch(key):
-            found.setdefault(match[2], {})[match[3]] = tensor
+            found.setdefault(match[2], {})[match[3]] = value
             keys.append(key)
+            several.add(match[1])
     if not found:
         return None
     (described,) = held.described_in
+    if len(several) > 1:
+        raise errors.NotCarried(
+            "the files hold several optimizers, and which of them a run goes on with is not known",
+            file=described,
+            found=", ".join(sorted(several)),
+            fix="convert the weights alone, with --training-state drop",
+        )
     files = states(held.files)
     found = {_name_of(name, model.names): state for name, state in unwrapped(found, described).items()}
-    step, moments = _moments(found, described, files)
     bodies = _groups(held, described)
+    step, moments = _moments(found, bodies, described, files)
     names = [[_name_of(name, model.names) for name in body.pop("params")] for body in bodies]
     groups = [reading.adam.group_of(body, of, described) for body, of in zip(bodies, names, strict=True)]
     for name in sorted(found.keys() - {name for of in names for name in of}):
@@ -101,19 +110,23 @@ def _name_of(name: str, known: set[str]) -> str:
 
 
 def _moments(
-    found: Mapping[str, Mapping[str, Any]], file: str, files: Sequence[Any]
+    found: Mapping[str, Mapping[str, Any]], bodies: Sequence[Mapping[str, Any]], file: str, files: Sequence[Any]
 ) -> tuple[int, dict[reading.Kind, dict[str, Sequence[lazy.Shard]]]]:
     moments: dict[reading.Kind, dict[str, Sequence[lazy.Shard]]] = {kind: {} for kind in reading.MOMENTS}
-    steps: dict[str, object] = {}
     for name, state in found.items():
         reading.adam.check_state(name, state, chunked.ChunkedTensor, file)
         for kind in reading.MOMENTS:
             moments[kind][name] = [lazy.Shard(origin, stored) for origin, stored in state[kind].stored()]
-        if "step" in state:
-            (shard,) = state["step"].stored()
-            steps[name] = shard[1]
-    step = reading.adam.one_step(steps, file, files)
-    return step, moments
+    steps = {name: _kept(step) for name, step in reading.adam.steps_of(found, bodies, file).items()}
+    return reading.adam.one_step(steps, file, files), moments
+
+
+def _kept(value: Any) -> object:
+    """A number, or the tensor of one, as a distributed checkpoint keeps it."""
+    if isinstance(value, chunked.ChunkedTensor):
+        stored = list(value.stored())
+        return stored[0][1] if len(stored) == 1 else value
+    return value.read() if isinstance(value, chunked.Blob) else value
 
 
 def _groups(held: chunked.DistributedCheckpoint, file: str) -> list[dict[str, Any]]:
@@ -122,6 +135,9 @@ def _groups(held: chunked.DistributedCheckpoint, file: str) -> list[dict[str, An
     for key, blob in held.objects.items():
         if match := _GROUP.fullmatch(key):
             found.setdefault(int(match[2]), {})[match[3]] = blob.read()
+    for key, tensor in held.tensors.items():
+        if match := _GROUP.fullmatch(key):
+            found.setdefault(int(match[2]), {})[match[3]] = tensor
     for number, body in sorted(found.items()):
         names = body.get("params")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -32,7 +32,7 @@ __all__ = ["load_model"]
 @hookimpl
 def ckpt_info() -> FormatInfo:
     from ckpt_hf.config import CLASS_NAMES
-    from ckpt_hf.wholes import PART
+    from ckpt_hf.options import PART
 
     return FormatInfo(
         name="hf",

@@ -7,11 +7,13 @@ model, a bare model, a classifier and a reward model. `auto_map` names code in t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from ckpt_core.sdk import CkptError, errors, ledgers
-from ckpt_hf.common import Family
 from ckpt_hf.config import BY_TYPE, CLASS_NAMES, FAMILIES, classes_of
-from ckpt_hf.wholes import PART, WHOLES
+
+if TYPE_CHECKING:
+    from ckpt_hf.common import Family
 
 # What a class that is none of ours ends in, by the end of its name.
 _ENDS = {
@@ -34,21 +36,8 @@ def family_of(config: Mapping[str, object], file: str, read_as: str = "") -> Fam
     if read_as:
         return _called(read_as)
     kind = config.get("model_type")
-    if isinstance(kind, str) and kind in WHOLES and kind not in BY_TYPE:
-        raise CkptError(
-            f"{WHOLES[kind].class_name} sees, and is not read whole",
-            file=file,
-            found=f"model_type = {kind!r}",
-            fix=f"take the language model out of its folder: ckpt convert FOLDER OUT --to FORMAT -o {PART.name}=language",
-        )
     if not isinstance(kind, str) or kind not in BY_TYPE:
-        raise CkptError(
-            "this model_type is not supported",
-            file=file,
-            found=repr(kind)[:80],
-            expected=", ".join(BY_TYPE),
-            fix=errors.did_you_mean(str(kind), BY_TYPE),
-        )
+        raise _unsupported(kind, file)
     named = config.get("architectures")
     if named is None or named == []:
         return BY_TYPE[kind]
@@ -61,6 +50,26 @@ def family_of(config: Mapping[str, object], file: str, read_as: str = "") -> Fam
     if unknown or len(families) != 1:
         raise _not_read(kind, unknown or named, file)
     return next(iter(families.values()))
+
+
+def _unsupported(kind: object, file: str) -> CkptError:
+    from ckpt_hf.options import PART
+    from ckpt_hf.wholes import WHOLES
+
+    if isinstance(kind, str) and kind in WHOLES:
+        return CkptError(
+            f"{WHOLES[kind].class_name} sees, and is not read whole",
+            file=file,
+            found=f"model_type = {kind!r}",
+            fix=f"take the language model out of its folder: ckpt convert FOLDER OUT --to FORMAT -o {PART.name}=language",
+        )
+    return CkptError(
+        "this model_type is not supported",
+        file=file,
+        found=repr(kind)[:80],
+        expected=", ".join(BY_TYPE),
+        fix=errors.did_you_mean(str(kind), BY_TYPE),
+    )
 
 
 def code_beside(config: Mapping[str, object], family: Family) -> Iterator[ledgers.Loss]:

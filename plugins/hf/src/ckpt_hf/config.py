@@ -13,11 +13,11 @@ import functools
 import importlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ckpt_core.sdk import Architecture
-from ckpt_hf.common import Family
-from ckpt_hf.heads import is_language_model
+if TYPE_CHECKING:
+    from ckpt_core.sdk import Architecture
+    from ckpt_hf.common import Family
 
 T = TypeVar("T")
 
@@ -127,6 +127,8 @@ def classes_of(kind: str) -> list[Family]:
 
 def classes_with_head_of(architecture: Architecture, first: str) -> Iterator[Family]:
     """The classes whose models have the kind of head that a model has, in the order of preference: those of the type `first` first."""
+    from ckpt_hf.heads import is_language_model
+
     if is_language_model(architecture):
         modules = [_MODULE_OF[first]] if first in _MODULE_OF else []
         of_first = [one for module in modules for one in _said(module) if one.model_type == first]
@@ -176,7 +178,7 @@ def _every_class() -> Iterator[Family]:
                 yield _with_head(module, number, head)
 
 
-class _ByType(Mapping[str, Family]):
+class _ByType(Mapping[str, "Family"]):
     """The family of each `model_type`: of classes that share a type, the first is meant by a config that names none."""
 
     def __getitem__(self, kind: str) -> Family:

@@ -34,6 +34,9 @@ from ckpt_core.sdk import (
 CONFIG = "config.json"
 """The file that says what a model of transformers is."""
 
+SECTION = "text_config"
+"""What a model that sees has its language model below in it."""
+
 SIDE_FILE = "hf_quant_config.json"
 """The file in which ModelOpt says how weights are quantised. It is never carried along: it would be said of weights that are not."""
 

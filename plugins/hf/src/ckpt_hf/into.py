@@ -29,10 +29,10 @@ from ckpt_core.sdk import (
     schema,
 )
 from ckpt_hf.files import CONFIG, SAFETENSORS, sidecars
+from ckpt_hf.options import PART
 from ckpt_hf.quantised.said import HINT
 from ckpt_hf.read import read
 from ckpt_hf.sets import chosen_set
-from ckpt_hf.wholes import PART
 from ckpt_hf.write import Fit, choose, losses_of
 
 INTO = "into"

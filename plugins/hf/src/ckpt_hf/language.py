@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ckpt_core.sdk import CkptError, Config
+from ckpt_hf.files import SECTION
 from ckpt_hf.wholes import LANGUAGES, WHOLES, Language
 
-SECTION = "text_config"
 SHARED = ("bos_token_id", "eos_token_id", "pad_token_id", "quantization_config")
 """What a model says once for all its parts, where the config of the language model does not say it."""
 TIED = "tie_word_embeddings"

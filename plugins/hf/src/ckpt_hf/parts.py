@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from ckpt_core.sdk import CkptError, ReadRequest, StoredTensor, Table, company, errors, layouts, ledgers, schema
+from ckpt_core.sdk import CkptError, StoredTensor, Table, company, errors, layouts, ledgers, schema
 from ckpt_hf.common import Family, TableSet
 from ckpt_hf.config import BY_TYPE
-from ckpt_hf.language import HEAD, SECTION, SHARED, check_twice, completed, for_one_row
+from ckpt_hf.files import SECTION
+from ckpt_hf.language import HEAD, SHARED, check_twice, completed, for_one_row
 from ckpt_hf.names import Match
 from ckpt_hf.weights import INPUT_FIRST
 from ckpt_hf.wholes import (
     DOWN,
     GATE_UP,
     LANGUAGES,
-    PART,
     QWEN3_VL_MOE,
     WHOLES,
     Language,
@@ -135,11 +135,6 @@ class Part:
 def _with_input_first(table: Table) -> Table:
     held = {one.native for one in table.rows}
     return table.replace(*INPUT_FIRST) if held >= {GATE_UP, DOWN} else table
-
-
-def asks_for_language(request: ReadRequest) -> bool:
-    """Whether the user wants the language model of a model that sees."""
-    return request.options.get(PART.name) == "language"
 
 
 def language_in(config: Mapping[str, Any], file: str) -> Part:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ckpt_core.sdk import CkptError, Facts, Table, configs, decided, drop, row, values
 from ckpt_hf.common import Same
-from ckpt_hf.language import SECTION
+from ckpt_hf.files import SECTION
 
 KEY = "num_nextn_predict_layers"
 """The key that counts them."""

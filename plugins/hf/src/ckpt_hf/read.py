@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ckpt_core.sdk import (
     Architecture,
@@ -25,15 +25,18 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf import heads
 from ckpt_hf.classes import code_beside, family_of
-from ckpt_hf.files import CONFIG, config_in, read_tensors, sidecars
-from ckpt_hf.language import SECTION
+from ckpt_hf.files import CONFIG, SECTION, config_in, read_tensors, sidecars
 from ckpt_hf.names import NOTHING, Match, matching
-from ckpt_hf.parts import asks_for_language, language_in
+from ckpt_hf.options import PART
 from ckpt_hf.predictors import KEYS, NOT_STORED, without_predictors
 from ckpt_hf.quantised.folding import folded, said_in, with_side_file
 from ckpt_hf.quantised.said import HINT
 from ckpt_hf.sets import OPTION, WeightSet, check_outside, chosen_set, enter_left_out
-from ckpt_hf.trainer import training_beside
+from ckpt_hf.training import OPTIMIZER
+
+if TYPE_CHECKING:
+    from ckpt_hf.common import Family
+    from ckpt_hf.parts import Part
 
 
 def architecture_in(path: str) -> Architecture | None:
@@ -69,7 +72,7 @@ def read(path: str, request: ReadRequest) -> Description:
     ledger = ledgers.Ledger()
     config = reading.without_ignored(documents.read_json_object(config_file), request, ledger, config_file)
     config, said_of_codes = said_in(config, config_file)
-    part = language_in(config, config_file) if asks_for_language(request) else None
+    part = _part_of(config, config_file, request)
     read_as = str(request.options.get("read_as") or "")
     if part and read_as:
         raise errors.UsageError("-o part and -o read_as both say what the weights are", fix="give one of them")
@@ -151,8 +154,28 @@ def read(path: str, request: ReadRequest) -> Description:
             *quantised.losses,
             *(part.losses(match, stored.tensors) if part else _unread(match, stored.tensors)),
         ],
-        training=(lambda: training_beside(folder, family, arrangement, architecture)) if beside else None,
+        training=(lambda: _training_beside(folder, family, arrangement, architecture)) if beside else None,
     )
+
+
+def _part_of(config: dict[str, Any], file: str, request: ReadRequest) -> Part | None:
+    """The language model of a model that sees, where the user wants it and not the whole."""
+    if request.options.get(PART.name) != "language":
+        return None
+    from ckpt_hf.parts import language_in
+
+    return language_in(config, file)
+
+
+def _training_beside(
+    folder: str, family: Family, arrangement: Mapping[str, layouts.Value], architecture: Architecture
+) -> reading.SavedTraining | None:
+    """The state of the training beside a model of this class; None where there is no optimizer."""
+    if not os.path.isfile(os.path.join(folder, OPTIMIZER)):
+        return None
+    from ckpt_hf.trainer import training_beside
+
+    return training_beside(folder, family, arrangement, architecture)
 
 
 def _weight_set(path: str, folder: str, asked: str) -> WeightSet:

@@ -24,7 +24,8 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf import heads
 from ckpt_hf.common import GENERIC, Family, Same
-from ckpt_hf.language import SECTION, in_sections, tied_as_stored
+from ckpt_hf.files import SECTION
+from ckpt_hf.language import in_sections, tied_as_stored
 from ckpt_hf.wholes import WHOLES
 
 # fmt: off

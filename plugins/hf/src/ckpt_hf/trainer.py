@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field, replace
@@ -35,26 +36,26 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf.common import Family
 from ckpt_hf.registered import is_decayed, registered
+from ckpt_hf.training import OPTIMIZER
 
-OPTIMIZER, SCHEDULER, STATE, SCALER = "optimizer.pt", "scheduler.pt", "trainer_state.json", "scaler.pt"
+SCHEDULER, STATE, SCALER = "scheduler.pt", "trainer_state.json", "scaler.pt"
 _DROP = "convert the weights alone, with --training-state drop"
 
 
 def training_beside(
     folder: str, family: Family, arrangement: Mapping[str, layouts.Value], architecture: Architecture
-) -> reading.SavedTraining | None:
-    """The state of the training beside a model of this class; None where there is no optimizer."""
+) -> reading.SavedTraining:
+    """The state of the training whose optimizer lies beside a model of this class."""
     path = os.path.join(folder, OPTIMIZER)
-    if not os.path.isfile(path):
-        return None
     tables = family.spellings(arrangement)[-1]  # those that transformers holds in memory
     natives = layouts.BoundTables(tables, architecture).natives()
     order = registered(family.model_type, family.class_name, natives)
     states, bodies = _optimizer(path)
     names = _named(bodies, order, path)
+    told = any("param_names" in body for body in bodies)
     files = [disk.FileState.of(path)]
     held = {name: states.get(number, {}) for number, name in names.items()}
-    step, moments = reading.adam.states_of(held, path, files)
+    step, moments = reading.adam.states_of(held, bodies, path, files)
     if others := sorted(set(map(str, states)) - set(map(str, names))):
         raise FormatError("the optimizer has states of no parameter", file=path, found=", ".join(others[:4]))
     groups = tuple(reading.adam.group_of(body, [names[n] for n in body["params"]], path) for body in bodies)
@@ -67,8 +68,13 @@ def training_beside(
         files=[*files, *beside.files],
         ledger=beside.ledger,
         losses=beside.losses(step),
-        evidence=[f"moments by the order in which {family.class_name} registers its parameters"],
+        evidence=[
+            "moments by the names that the optimizer's groups have"
+            if told
+            else f"moments by the order in which {family.class_name} registers its parameters"
+        ],
         tables=tables,
+        rest_is_frozen=told,
     )
 
 
@@ -139,7 +145,10 @@ def _optimizer(path: str) -> tuple[Mapping[Any, Mapping[str, Any]], list[dict[st
 
 
 def _named(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str) -> dict[Any, str]:
-    """The parameter of every number: the Trainer has the decayed ones first, a plain loop has one group."""
+    """The parameter of every number: the Trainer has the decayed ones first, a plain loop has one group. An optimizer that was made of named parameters
+    says them itself (torch 2.6, optim/optimizer.py, `param_names`)."""
+    if any("param_names" in body for body in bodies):
+        return _told(bodies, order, path)
     split = [[name for name in order if is_decayed(name)], [name for name in order if not is_decayed(name)]]
     wanted = {1: [list(order)], 2: split}.get(len(bodies))
     sizes = [len(body["params"]) for body in bodies]
@@ -151,6 +160,33 @@ def _named(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str)
             expected=f"{len(split[0])} decayed and {len(split[1])} others, or one group of {len(order)}",
             fix=_DROP,
         )
+    return _by_number(bodies, wanted, path)
+
+
+def _told(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str) -> dict[Any, str]:
+    """The parameter of every number by the names in the groups, which are those of the model, or of one that is wrapped."""
+    names: list[list[str]] = []
+    for number, body in enumerate(bodies):
+        said = body.get("param_names")
+        if not isinstance(said, list) or len(said) != len(body["params"]):
+            raise FormatError(
+                f"group {number} of the optimizer does not name its parameters",
+                file=path,
+                found=torch_files.brief(said),
+                expected=f"{len(body['params'])} names, as other groups have",
+            )
+        names.append([_WRAPPERS.sub("", str(name)) for name in said])
+    if strange := [name for of_group in names for name in of_group if name not in order]:
+        raise errors.NotCarried(
+            f"the optimizer names {strange[0]!r}, which is no parameter of the model", file=path, fix=_DROP
+        )
+    return _by_number(bodies, names, path)
+
+
+_WRAPPERS = re.compile(r"(?:\b(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
+
+
+def _by_number(bodies: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[str]], path: str) -> dict[Any, str]:
     found: dict[Any, str] = {}
     for body, names in zip(bodies, wanted, strict=True):
         for number, name in zip(body["params"], names, strict=True):

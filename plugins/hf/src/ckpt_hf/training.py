@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ckpt_core.sdk import ledgers
 
+OPTIMIZER = "optimizer.pt"
+"""What the Trainer calls the state of its optimizer."""
 _SAVED = ledgers.Contents(
     {
         "optimizer*": ledgers.OPTIMIZER,

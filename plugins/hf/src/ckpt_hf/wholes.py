@@ -6,16 +6,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import Option, Table, drop, schema
-
-PART = Option(
-    "part",
-    "of a model that sees: language takes the language model out, and leaves the vision tower and the projector",
-    ("whole", "language"),
-    "whole",
-    side="read",
-)
-"""The option that asks for a part of a model."""
+from ckpt_core.sdk import Table, drop, schema
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 QWEN3_VL_MOE = "qwen3_vl_moe_text"

@@ -26,7 +26,7 @@ from ckpt_megatron.megatron_fsdp import VALUES
 from ckpt_megatron.names import DIST_EXPERTS, layer_of, plain, unwrapped
 from ckpt_megatron.optimizer.dp_reshardable import bucket_shares, in_buckets
 from ckpt_megatron.optimizer.found import FoundOptimizer
-from ckpt_megatron.optimizer.groups import members_of
+from ckpt_megatron.optimizer.groups import decays_qk_norms, members_of
 from ckpt_megatron.optimizer.model_space import as_weights, dist_groups, dist_tensors
 from ckpt_megatron.optimizer.progress import saved_training
 
@@ -136,15 +136,17 @@ def _training(
     else:
         return None
     files = [disk.FileState.of(common_file)]
+    members = members_of(bodies, shares[reading.EXP_AVG], common_file, decays_qk_norms(described.args))
+    stepped = {f"group {n}": body for n, (body, names) in enumerate(zip(bodies, members, strict=True)) if names}
+    steps |= reading.adam.steps_of(stepped, (), common_file)
     step = reading.adam.one_step(steps, common_file, files)
-    members = members_of(bodies, shares[reading.EXP_AVG], common_file)
     optimizer = FoundOptimizer(shares, bodies, members, step, found.folder, files)
     (metadata,) = checkpoint.described_in
     keys = [key for key in (*checkpoint.tensors, *checkpoint.objects) if _belongs_to_optimizer(key)]
     of_run = [key for key in ("optimizer", "opt_param_scheduler", "iteration") if key in common]
     optimizer.carried += [(metadata, tuple(keys)), (common_file, tuple(of_run))]
     made = {kind: gathered(of_kind) for kind, of_kind in shares.items()}
-    return saved_training(optimizer, common, found.args or {}, made)
+    return saved_training(optimizer, common, described.args, made)
 
 
 def _share(

@@ -59,7 +59,7 @@ def ckpt_info() -> FormatInfo:
 
 @hookimpl
 def ckpt_detect(path: str) -> str | None:
-    from ckpt_nanotron.files import looks_like
+    from ckpt_nanotron.places import looks_like
 
     return looks_like(path)
 

@@ -29,6 +29,7 @@ from ckpt_core.sdk import (
     schema,
     torch_files,
 )
+from ckpt_nanotron.places import is_step
 
 CONFIG = "model_config.json"
 TRAINING_CONFIG = "config.yaml"
@@ -71,7 +72,7 @@ class Files:
 
 def find_step(path: str) -> str:
     """The STEP folder at `path`: itself, or the one that latest.txt names."""
-    if _is_step(path):
+    if is_step(path):
         return path
     latest = os.path.join(path, LATEST)
     if os.path.isfile(latest):
@@ -88,32 +89,6 @@ def find_step(path: str) -> str:
             fix="give the step folder",
         )
     return os.path.join(path, steps[0])
-
-
-def looks_like(path: str) -> str | None:
-    """The fact by which a folder is a nanotron checkpoint, or None."""
-    if not os.path.isdir(path):
-        return None
-    for folder in (path, *(os.path.join(path, name) for name in os.listdir(path) if name.isdigit())):
-        if _is_step(folder):
-            return "one safetensors file per parameter below model/model"
-    return None
-
-
-def _is_step(folder: str) -> bool:
-    """Every model of nanotron has a decoder; its parameters lie below this folder in all versions, each file with one
-    tensor, `data`. A file that can't be read may be nanotron's, and so may a folder that has lost its files."""
-    decoder = os.path.join(folder, "model", "model", "decoder")
-    empty = os.path.isdir(decoder)
-    for below, _, names in os.walk(decoder):
-        for name in names:
-            empty = False
-            if name.startswith("model_") and name.endswith(".safetensors"):
-                try:
-                    return set(containers.read_header(os.path.join(below, name)).tensors) == {"data"}
-                except (CkptError, OSError):
-                    return True
-    return empty
 
 
 def read_files(step: str) -> Files:

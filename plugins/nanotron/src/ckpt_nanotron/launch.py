@@ -19,13 +19,14 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Lau
     (path,) = (name for name in target.documents if name.endswith(TRAINING_CONFIG))
     file, document = f"{place}/{path}", target.documents[path]
     own = os.path.join(find_step(place), TRAINING_CONFIG) if resumed and os.path.isdir(place) else ""
+    ranks = math.prod(target.parallel.values())
     if os.path.isfile(own):
         file, document = own, disk.read_small(own)
-    said = documents.parse_yaml(document, file)
-    sizes = said.get("parallelism") if isinstance(said, dict) else None
+        said = documents.parse_yaml(document, file)
+        sizes = said.get("parallelism") if isinstance(said, dict) else None
+        ranks = math.prod(sizes[name] for name in ("tp", "pp", "dp")) if isinstance(sizes, dict) else 1
     (table,) = (model.config for model in MODELS if model.config.name == target.decisions["model"])
     fates = table.fates(target.config)
-    ranks = math.prod(sizes[name] for name in ("tp", "pp", "dp")) if isinstance(sizes, dict) else 1
     return launches.Launch(
         f"nanotron {target.decisions['target']}",
         ("torchrun", f"--nproc-per-node={ranks}", "run_train.py", "--config-file", file),

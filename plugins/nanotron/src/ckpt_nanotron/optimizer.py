@@ -60,9 +60,10 @@ def training_in(step: str, files: Files) -> reading.SavedTraining | None:
             held = torch_files.read_torch_file(path)
             named = _states(held, path)
             _enter_groups(held, path, bodies, members)
+            of_file = reading.adam.steps_of(named, (), path)
+            steps |= {f"{name} of {os.path.basename(path)}": step for name, step in of_file.items()}
             for name, state in named.items():
                 reading.adam.check_state(name, state, StoredTensor, path)
-                steps[f"{name} of {os.path.basename(path)}"] = state.get("step")
                 for kind in reading.MOMENTS:
                     enter(kind, name, rank, _own_part(name, state[kind], rank, dp, len(of_rank), said, config, files))
             for name, master in _masters(held, path):
@@ -132,10 +133,27 @@ def _enter_groups(
         if said not in bodies:
             bodies.append(said)
             members.append({})
-        of_group, numbers = members[bodies.index(said)], body.get("params")
-        for number in numbers if isinstance(numbers, list) else []:
+        of_group = members[bodies.index(said)]
+        for number in _numbers(body):
             if number in names:  # a data parallel rank without a share of a parameter does not name it
                 of_group[names[number]] = None
+                if len([held for held in members if names[number] in held]) > 1:
+                    raise FormatError(
+                        f"ranks step {names[number]!r} otherwise than each other",
+                        file=path,
+                        found=", ".join(f"{key} {torch_files.brief(value)}" for key, value in list(said.items())[:4]),
+                        expected="the groups of the other files of the optimizer",
+                        fix="copy the files of one step again",
+                    )
+    listed = {number for body in found for number in _numbers(body)}
+    for number, name in names.items():
+        if number not in listed:
+            raise FormatError(f"the moments of {name!r} are of no group of the optimizer", file=path)
+
+
+def _numbers(body: Mapping[str, Any]) -> list[int]:
+    numbers = body.get("params")
+    return [number for number in numbers if type(number) is int] if isinstance(numbers, list) else []
 
 
 def divided(elements: int, ranks: int) -> dict[int, tuple[int, int]]:
@@ -235,18 +253,10 @@ def _counted(
     """The state with the counters and the schedule, and the files that say them."""
     files: list[disk.FileState] = []
     schedule = reading.Schedule()
-    path = _schedule_file(step)
-    if path is not None:
-        held = torch_files.read_torch_file(path)
-        rates, position = (held.get("_last_lr"), held.get("last_epoch")) if isinstance(held, dict) else (None, None)
-        schedule = reading.Schedule(
-            position if type(position) is int else None,
-            "step",
-            rates[0] if isinstance(rates, list) and rates and isinstance(rates[0], float) else None,
-            _curve(step),
-        )
-        files.append(disk.FileState.of(path))
-        ledger.carried("position of the schedule, and next learning rate", os.path.dirname(path))
+    if schedules := _schedule_files(step):
+        schedule = _schedule(schedules, groups, step)
+        files += [disk.FileState.of(path) for path in schedules]
+        ledger.carried("position of the schedule, and next learning rate", os.path.dirname(schedules[0]))
     metas: Mapping[str, Any] = {}
     path = os.path.join(step, METADATA)
     if os.path.isfile(path):
@@ -274,13 +284,35 @@ def _counted(
     return state, files
 
 
-def _schedule_file(step: str) -> str | None:
-    """The schedule: one file in release 0.4, on main one for each file of the optimizer, all of which say the same of it."""
+def _schedule_files(step: str) -> list[str]:
+    """The schedule: one file in release 0.4, on main one for each file of the optimizer."""
     folder = os.path.join(step, "lr_scheduler")
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return next(
-        (os.path.join(folder, name) for name in names if name.startswith("lr_scheduler") and name.endswith(".pt")), None
-    )
+    return [os.path.join(folder, name) for name in names if name.startswith("lr_scheduler") and name.endswith(".pt")]
+
+
+def _schedule(files: Sequence[str], groups: Sequence[reading.Group], step: str) -> reading.Schedule:
+    """Where the schedule stands. `FormatError` for files that say it otherwise than each other, or than the groups of the optimizer."""
+    said = {path: torch_files.read_torch_file(path) for path in files}
+    found: dict[str, tuple[object, list[object]]] = {}
+    for path, held in said.items():
+        rates = held.get("_last_lr") if isinstance(held, dict) else None
+        if not isinstance(held, dict) or not isinstance(rates, list):
+            raise FormatError("this is not the state of a schedule", file=path, found=torch_files.brief(held))
+        found[path] = held.get("last_epoch"), rates
+    first = next(iter(found))
+    position, own = found[first][0], {group.lr for group in groups}
+    for path, (at, rates) in found.items():
+        if at != position or not all(rate in own for rate in rates):
+            raise FormatError(
+                "the schedule and the optimizer are of different steps",
+                file=path,
+                found=f"last_epoch {torch_files.brief(at)}, learning rates {rates!r:.60}",
+                expected=f"last_epoch {torch_files.brief(position)}, as in {first}, and {sorted(own)!r:.60}, as in the optimizer",
+                fix="copy the files of one step again",
+            )
+    next_lr = next(iter(own)) if len(own) == 1 else None
+    return reading.Schedule(position if type(position) is int else None, "step", next_lr, _curve(step))
 
 
 def _curve(step: str) -> dict[str, Any]:

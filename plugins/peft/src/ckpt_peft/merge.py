@@ -25,7 +25,10 @@ _FLOATS = ("fp32", "bf16", "fp16")
 
 @schema.dataclass
 class Merger:
-    """A model while an adapter is merged into it. `states` are the files of the adapter. `exact` keeps the float32 sums."""
+    """A model while an adapter is merged into it. `states` are the files of the adapter. `exact` keeps the float32 sums.
+
+    `crossed`: how the pairs of fused experts lie, see `Target`; None where the adapter has none whose shapes say it.
+    """
 
     model: ModelInMemory
     settings: Settings
@@ -39,6 +42,7 @@ class Merger:
     saved: list[str] = field(default_factory=list)
     rewrites: list[str] = field(default_factory=list)
     as_one: bool = field(init=False)
+    crossed: bool | None = field(init=False, default=None)
     problems: errors.Problems = field(init=False)
 
     def __post_init__(self) -> None:
@@ -141,8 +145,18 @@ class Merger:
                 self.rewrites.append(
                     "ensure_weight_tying is true, and the pairs of head and embedding are two: both are merged"
                 )
+        self.crossed = self._are_crossed(adapted)
         for one in adapted:
             self.add(one)
+
+    def _are_crossed(self, adapted: Sequence[AdaptedModule]) -> bool | None:
+        """How the pairs of fused experts lie by their shapes. One release of PEFT wrote all of them, and the experts of a class are kept alike."""
+        ways = set()
+        for one in adapted:
+            fits = [target for name in self._names_of(one) for target in self._fits(one, name)]
+            if len(fits) == 1 and fits[0].experts > 1:
+                ways.add(fits[0].crossed)
+        return ways.pop() if len(ways) == 1 else None
 
     def add(self, adapted: AdaptedModule) -> None:
         """Enter what the pair of a module adds to the model."""
@@ -195,7 +209,7 @@ class Merger:
             schema.Parameter("one", (schema.Axis("rank", 1), schema.Axis("in", 1))), dtypes.FP32, (), fill=1.0
         )
         for piece in native.pieces:
-            tile = replace(piece.tile, native_base=(*piece.tile.native_base, 0))
+            tile = piece.tile._replace(native_base=(*piece.tile.native_base, 0))
             self._update(piece.parameter, lazy.LowRank(column.lazy(), one, scale, tile))
 
     def _untie(self, why: str) -> None:
@@ -261,28 +275,30 @@ class Merger:
 
     def _target(self, adapted: AdaptedModule) -> Target:
         """The tensor of the model that a pair belongs to, by its name; of several parameters of one module, by its shape."""
-        module = adapted.path
-        while module.endswith(_BASE_LAYER):
-            module = module.removesuffix(_BASE_LAYER)
-        names = self.model.names
+        candidates = self._names_of(adapted)
+        if not candidates:
+            raise self._unknown(_module_of(adapted), adapted.down)
+        return self._fitting(adapted, candidates)
+
+    def _names_of(self, adapted: AdaptedModule) -> list[str]:
+        """The tensors of the model that a pair may belong to, by its name."""
+        module, names = _module_of(adapted), self.model.names
         weight = f"{module}.weight"
         if weight in names:
-            return self._fitting(adapted, [weight])
-        inner = [name for name in names if name.rpartition(".")[0] == module and len(names[name].shape) == 3]
-        if not inner:
-            raise self._unknown(module, adapted.down)
-        return self._fitting(adapted, inner)
+            return [weight]
+        return [name for name in names if name.rpartition(".")[0] == module and len(names[name].shape) == 3]
+
+    def _fits(self, adapted: AdaptedModule, name: str) -> list[Target]:
+        targets = targets_of(adapted, self.model.names[name], self.settings)
+        return [target for target in targets if target.fits]
 
     def _fitting(self, adapted: AdaptedModule, candidates: Sequence[str]) -> Target:
-        fits = [
-            target
-            for name in candidates
-            for target in targets_of(adapted, self.model.names[name], self.settings)
-            if target.fits
-        ]
+        fits = [target for name in candidates for target in self._fits(adapted, name)]
         if len(fits) == 1:
             return fits[0]
         shapes = f"A {adapted.down.shape}, B {adapted.up.shape}"
+        if len({target.native.name for target in fits}) == 1 and fits[0].experts > 1:
+            return self._of_square(adapted, fits)
         if fits:
             raise FormatError(
                 f"the shapes of {adapted.path} fit several parameters",
@@ -295,6 +311,20 @@ class Merger:
             expected=wanted,
             fix="give the base that it was trained on",
         )
+
+    def _of_square(self, adapted: AdaptedModule, fits: Sequence[Target]) -> Target:
+        """Which of two ways a pair on square experts is meant in: that of the adapter's other experts, or of the release that wrote it."""
+        straight = out_dimension(fits[0].native) == 1  # kept as [experts, out, in]
+        crossed = self.crossed if self.crossed is not None else self.settings.crosses_experts(straight)
+        if crossed is None:
+            raise Refusal(
+                f"{adapted.path} is of square experts, and whether its A runs over their input or over their output is not known",
+                file=self.file,
+                found=f"shape {fits[0].native.shape} of {fits[0].native.name}",
+                expected="other experts in the same adapter that are not square, or a peft_version in its config that had one way",
+                fix="merge it with the releases of PEFT and transformers that it was trained with",
+            )
+        return next(target for target in fits if target.crossed == crossed)
 
     def _unknown(self, name: str, named: NamedTensor) -> FormatError:
         return FormatError(
@@ -365,13 +395,17 @@ class Merger:
                         f"modules_to_save names {module!r}, and the adapter has no tensor of it", file=self.file
                     )
                 )
-        for parameter in self.settings.target_parameters:
-            if not any(name == parameter or name.endswith(f".{parameter}") for name in done):
-                self.problems.add(
-                    FormatError(
-                        f"target_parameters names {parameter!r}, and the adapter has no tensors of it", file=self.file
-                    )
+        # PEFT puts the usual names of a mixture into the list, and a class may lack one of them: HunYuan's router is no gate.weight
+        # (peft 0.21.2, utils/transformers_weight_conversion.py). A parameter that the base has and the adapter lacks: see `_check_parts`.
+        named = self.settings.target_parameters
+        if named and not any(self.settings.targets_parameter(name) for name in done):
+            self.problems.add(
+                FormatError(
+                    f"target_parameters names {', '.join(map(repr, named))}, and the adapter has no tensors of "
+                    + ("it" if len(named) == 1 else "them"),
+                    file=self.file,
                 )
+            )
         self.problems.raise_any()
 
     @property
@@ -473,6 +507,8 @@ class Merger:
 class Target:
     """A pair of matrices and the tensor that it changes: `out` and `into` are the dimensions of that tensor which B and A run over.
 
+    Of fused experts these are the dimensions of the tensor and not the output and the input of the model: a pair is `crossed` where A runs
+    over the output. Releases of PEFT differ in it: see `Settings.crosses_experts`.
     `narrowed`: its product is rounded to the dtype of the tensor before it is added. `looked_up` is what patterns name it by.
     """
 
@@ -487,6 +523,11 @@ class Target:
     def experts(self) -> int:
         """How many matrices the tensor holds, each with a product of its own."""
         return self.native.shape[0] if len(self.native.shape) == 3 else 1
+
+    @property
+    def crossed(self) -> bool:
+        """Whether A runs over the output of the experts, and B over their input."""
+        return self.experts > 1 and self.out != out_dimension(self.native)
 
     @property
     def rank(self) -> int:
@@ -542,11 +583,18 @@ def targets_of(adapted: AdaptedModule, native: layouts.Native, settings: Setting
         yield Target(adapted, native, 1, 0, narrowed=True, looked_up=looked_up)
         return
     matrix = {dims - 2, dims - 1}
-    for out in (
-        matrix if 1 in native.shape[-2:] else {out_dimension(native)}
-    ):  # of one row, or one column, the shapes say which
+    # Of one row, or one column, and of fused experts the shapes say which.
+    for out in sorted(matrix) if dims == 3 or 1 in native.shape[-2:] else [out_dimension(native)]:
         (into,) = matrix - {out}
         yield Target(adapted, native, out, into, narrowed=parameter, looked_up=looked_up)
+
+
+def _module_of(adapted: AdaptedModule) -> str:
+    """The path of the module that a pair is of; wrappers of several parameters of one module lie in one another."""
+    module = adapted.path
+    while module.endswith(_BASE_LAYER):
+        module = module.removesuffix(_BASE_LAYER)
+    return module
 
 
 def out_dimension(native: layouts.Native) -> int:

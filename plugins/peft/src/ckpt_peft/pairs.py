@@ -62,7 +62,7 @@ def _shifted(held: lazy.LazyParameter, axis: int, rank: int, start: int, name: s
     for block in held.blocks:
         base = list(block.tile.canonical_base)
         base[axis] += start
-        blocks.append(replace(block, tile=replace(block.tile, canonical_base=tuple(base))))
+        blocks.append(replace(block, tile=block.tile._replace(canonical_base=tuple(base))))
     return replace(held, parameter=schema.Parameter(name, tuple(axes)), blocks=tuple(blocks))
 
 
@@ -124,6 +124,8 @@ def _check(target: Target, file: str) -> None:
         said = "a head that is tied to the embedding"
     elif BIAS in target.adapted.tensors:
         said = "a bias"
+    elif target.crossed:
+        said = "experts whose A runs over their output"
     if said is not None:
         raise Refusal(
             f"an adapter of {said} is merged into its base, and not turned into one of another kind",
@@ -211,17 +213,17 @@ def _tile(
     if role == DOWN:
         own = (link for link in tile.links if link.dim == into and link.axis >= second)
         links = [
-            *(replace(link, dim=0, stride=link.stride * rank) for link in slots),
+            *(link._replace(dim=0, stride=link.stride * rank) for link in slots),
             layouts.Link(rank, first, 1, 0, 1),
-            *(replace(link, axis=link.axis - second + first + 1, dim=1) for link in own),
+            *(link._replace(axis=link.axis - second + first + 1, dim=1) for link in own),
         ]
         base = (*before, 0, *tile.canonical_base[second:])
         return layouts.Tile(tuple(links), base, (slot * rank, tile.native_base[into]))
     own = (link for link in tile.links if link.dim == out and first <= link.axis < second)
-    links = [replace(link, dim=0) for link in own]
+    links = [link._replace(dim=0) for link in own]
     if role == MAGNITUDE:
         return layouts.Tile(tuple(links), tile.canonical_base[:second], (tile.native_base[out],))
-    links += [*(replace(link, dim=1) for link in slots), layouts.Link(rank, second, 1, 1, experts)]
+    links += [*(link._replace(dim=1) for link in slots), layouts.Link(rank, second, 1, 1, experts)]
     return layouts.Tile(tuple(links), (*tile.canonical_base[:second], 0), (tile.native_base[out], slot))
 
 

@@ -7,6 +7,7 @@ none of these is refused too, unless it is empty.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from ckpt_core.sdk import CkptError, Refusal, errors, ledgers, schema
 from ckpt_peft import patterns
 
 LORA = "LORA"
+_UNSAID_RELEASE = (0, 17)
+"""The release that wrote a config without `peft_version`, or one before it: 0.18 was the first to say its own."""
 
 # Keys that say how the adapter was trained, or how a framework makes its modules.
 _SILENT = {
@@ -21,7 +24,6 @@ _SILENT = {
     "inference_mode": "it says whether the adapter is trained on",
     "task_type": "the keys of the tensors say which modules there are",
     "auto_mapping": "the keys of the tensors say which modules there are",
-    "peft_version": "it says who wrote the file",
     "megatron_core": "it names a module, which megatron_config alone would use",
     "qalora_group_size": "use_qalora alone would use it",
     "loftq_config": "it says how A and B began; init_lora_weights says whether the base was changed",
@@ -48,7 +50,7 @@ _NOT_DONE = {
 _USED = (
     "peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
     "fan_in_fan_out", "bias", "lora_bias", "modules_to_save", "target_modules", "target_parameters", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "ensure_weight_tying", "init_lora_weights",
+    "layers_to_transform", "layers_pattern", "ensure_weight_tying", "init_lora_weights", "peft_version",
 )  # fmt: skip
 # What `init_lora_weights` may be where the base stays as it is: A and B are random then, or zero, or made of activations.
 _UNCHANGED = ("gaussian", "orthogonal", "eva", "mica")
@@ -77,6 +79,7 @@ class Settings:
     layers: tuple[int, ...] | None
     layers_pattern: tuple[str, ...]
     tied: bool
+    release: tuple[int, ...] | None = None
 
     def rank(self, module: str) -> int:
         """The rank that the config has for a module or a parameter."""
@@ -104,6 +107,19 @@ class Settings:
     def targets_parameter(self, name: str) -> bool:
         """Whether `target_parameters` means a parameter of this path."""
         return _names(self.target_parameters, name)
+
+    def crosses_experts(self, straight: bool) -> bool | None:
+        """Whether A of fused experts runs over their output, by the release of PEFT; None where transformers' release decides, too.
+
+        `straight` experts are kept as [experts, out, in]. Until 0.19 PEFT took the first dimension for the input, and since 0.20 it takes
+        the last; where the class says `is_transposed` (GPT-OSS of transformers 5), 0.19 takes the last one, and 0.20 the first
+        (peft 0.17.1 to 0.21.2, tuners/lora/layer.py: `ParamWrapper.update_layer`).
+        """
+        if self.release is None:
+            return None
+        if straight:
+            return self.release < (0, 20)
+        return False if self.release < (0, 19) else None
 
     def _in_layers(self, name: str) -> bool:
         """Whether a module is in a layer that is adapted. The number is what the first group matched, as PEFT has it."""
@@ -248,6 +264,12 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
+def _release(value: object) -> tuple[int, ...] | None:
+    """A release as numbers: `0.18.1`, and `0.19.0.dev0` as 0.19.0; None for anything else."""
+    found = re.match(r"(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?", value) if isinstance(value, str) else None
+    return tuple(int(part) for part in found.groups(default="0")) if found else None
+
+
 def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
@@ -309,4 +331,5 @@ def _settings(config: Mapping[str, Any]) -> Settings:
         layers=None if layers in (None, []) else (layers,) if isinstance(layers, int) else tuple(layers),
         layers_pattern=(pattern,) if isinstance(pattern, str) else tuple(pattern),
         tied=bool(config.get("ensure_weight_tying")),
+        release=_release(config["peft_version"]) if "peft_version" in config else _UNSAID_RELEASE,
     )

@@ -16,48 +16,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 
 from ckpt_core.errors import FormatError
-from ckpt_core.lean import dataclass
+from ckpt_core.storage.archive.extent import Extent
 from ckpt_core.storage.archive.inflate import is_tar_in_gzip, open_stored
 from ckpt_core.storage.archive.tar import BLOCK, is_tar, list_tar
-from ckpt_core.storage.bytes.files import FileState, naming, unreadable
+from ckpt_core.storage.bytes.files import FileState, unreadable
 from ckpt_core.storage.bytes.home import Home, home_of
 from ckpt_core.storage.bytes.stored import open_file
 
 _MAX_FILES = 1_000_000
 _MAX_DEPTH = 64
-_PIECE = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """`size` bytes from byte `offset` of the file at `file` on: a whole file, or a member of an archive.
-
-    Of a tar inside gzip, `offset` counts the inflated bytes. `made` are the bytes themselves, where they lie in no file.
-    """
-
-    file: str
-    offset: int
-    size: int
-    made: bytes | None = None
-
-    def pieces(self) -> Iterator[bytes]:
-        """Its bytes, some at a time."""
-        if self.made is not None:
-            yield self.made
-            return
-        with naming(self.file), open_stored(self.file) as stream:
-            stream.seek(self.offset)
-            left = self.size
-            while left:
-                data = stream.read(min(left, _PIECE))
-                if not data:
-                    raise FormatError("the file was truncated while it was being read", file=self.file)
-                left -= len(data)
-                yield data
-
-    def read(self) -> bytes:
-        """All of it."""
-        return b"".join(self.pieces())
 
 
 class Tree(ABC):

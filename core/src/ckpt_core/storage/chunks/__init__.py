@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ckpt_core.storage.chunks.dcp import read_distributed
     from ckpt_core.storage.chunks.dcp_write import ChunkSpec, plan_distributed
-    from ckpt_core.storage.chunks.tensor import METADATA, ChunkedTensor, DistributedCheckpoint
+    from ckpt_core.storage.chunks.tensor import METADATA, Blob, ChunkedTensor, DistributedCheckpoint
     from ckpt_core.storage.chunks.zarr import read_zarr
 else:
     from ckpt_core.lazily import found_in
@@ -15,13 +15,14 @@ else:
         {
             ".dcp": "read_distributed",
             ".dcp_write": "ChunkSpec plan_distributed",
-            ".tensor": "METADATA ChunkedTensor DistributedCheckpoint",
+            ".tensor": "METADATA Blob ChunkedTensor DistributedCheckpoint",
             ".zarr": "read_zarr",
         },
     )
 
 __all__ = [
     "METADATA",
+    "Blob",
     "ChunkSpec",
     "ChunkedTensor",
     "DistributedCheckpoint",

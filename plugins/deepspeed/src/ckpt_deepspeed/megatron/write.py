@@ -202,7 +202,7 @@ def _columns(blocks: Sequence[layouts.Native]) -> layouts.Native:
     for rank, block in enumerate(blocks):
         for piece in block.pieces:
             row, column = piece.tile.native_base
-            pieces.append(layouts.Part(piece.parameter, replace(piece.tile, native_base=(row, column + rank * width))))
+            pieces.append(layouts.Part(piece.parameter, piece.tile._replace(native_base=(row, column + rank * width))))
     return replace(blocks[0], shape=(blocks[0].shape[0], width * len(blocks)), pieces=tuple(pieces))
 
 
@@ -211,7 +211,7 @@ def _last_row(table: layouts.Native) -> layouts.Native:
     last = table.shape[0] - 1
     (piece,) = table.pieces
     (tile,) = piece.tile.cut_native(0, last, last + 1)
-    tile = replace(tile, native_base=(0,), links=tuple(replace(link, dim=0) for link in tile.links if link.dim == 1))
+    tile = tile._replace(native_base=(0,), links=tuple(link._replace(dim=0) for link in tile.links if link.dim == 1))
     row = replace(table.row, copy=True)
     return replace(
         table,

@@ -13,20 +13,9 @@ from typing import Any
 
 from ckpt_core.sdk import FormatError, Refusal, StoredTensor, disk, dtypes, lazy, schema
 from ckpt_hf.quantised.methods import Method, fates_of, of_activations, scaled
-from ckpt_hf.quantised.said import Said
+from ckpt_hf.quantised.said import FP8, WEIGHT, Said
 from ckpt_hf.quantised.schemes import FourBit, Integers
-from ckpt_hf.quantised.spelling import (
-    CHANNEL,
-    FP8,
-    TENSOR,
-    WEIGHT,
-    Kind,
-    Parts,
-    Quantity,
-    Spelling,
-    matrices_of,
-    shared_scale,
-)
+from ckpt_hf.quantised.spelling import CHANNEL, TENSOR, Kind, Parts, Quantity, Spelling, matrices_of, shared_scale
 
 _SCALE = ".weight_scale"
 _SHAPE = ".weight_shape"

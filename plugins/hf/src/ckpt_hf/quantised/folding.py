@@ -9,14 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, documents, dtypes, errors, lazy, ledgers, schema
-from ckpt_hf.files import CONFIG, SIDE_FILE
-from ckpt_hf.quantised.said import KEY, Said
-from ckpt_hf.quantised.spelling import FP8, WEIGHT, Quantity
+from ckpt_hf.files import CONFIG, SECTION, SIDE_FILE
+from ckpt_hf.quantised.said import FP8, KEY, WEIGHT, Said
 
 if TYPE_CHECKING:
     from ckpt_hf.quantised.methods import Method
-
-SECTION = "text_config"
+    from ckpt_hf.quantised.spelling import Quantity
 
 
 @schema.dataclass(frozen=True)
@@ -90,6 +88,7 @@ def folded(tensors: Mapping[str, StoredTensor], said: Said | None, ledger: ledge
         _check_plain(tensors, folder)
         return Folded(dict(tensors))
     from ckpt_hf.quantised.known import method_of  # the methods are many, and most models are not quantised
+    from ckpt_hf.quantised.spelling import Quantity
 
     method = method_of(said)
     ledger.used("how the weights are quantised", said.file, said.key)

@@ -128,12 +128,15 @@ def _fp8_weight(block: tuple[int, int] | None, dtype: dtypes.DType, parts: Parts
     return scaled(parts, dtype, *kinds)
 
 
+_scaled = functools.cache(Scaled)  # all weights of a model share one
+
+
 def scaled(parts: Parts, dtype: dtypes.DType, *kinds: Kind) -> StoredTensor:
     """A weight of codes of one byte, times the scales that `kinds` of them share."""
     codes = parts.codes
     shared = shared_scale(parts.beside["scale"], codes, *kinds)
     operands = codes.operand(shared.columns), shared.operand
-    scheme = Scaled(codes.stored.dtype, shared.block)
+    scheme = _scaled(codes.stored.dtype, shared.block)
     numbers = lazy.Quantised(scheme, operands, shared.matrices, shared.rows, shared.columns, what=parts.what)
     return numbers.tensor(dtype, codes.stored.shape)
 

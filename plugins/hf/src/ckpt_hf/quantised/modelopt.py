@@ -13,9 +13,9 @@ from typing import Any
 from ckpt_core.sdk import Refusal, StoredTensor, dtypes
 from ckpt_hf.quantised.compressed import four_bit_codes
 from ckpt_hf.quantised.methods import Method, fates_of, of_activations, scaled
-from ckpt_hf.quantised.said import Said
+from ckpt_hf.quantised.said import FP8, WEIGHT, Said
 from ckpt_hf.quantised.schemes import FourBit
-from ckpt_hf.quantised.spelling import CHANNEL, FP8, TENSOR, WEIGHT, Kind, Parts, Quantity, Spelling
+from ckpt_hf.quantised.spelling import CHANNEL, TENSOR, Kind, Parts, Quantity, Spelling
 
 _BLOCK = (128, 128)
 _NVFP4, _MIXED = "NVFP4", "MIXED_PRECISION"

@@ -8,6 +8,10 @@ from typing import Any
 from ckpt_core.sdk import FormatError, dtypes, schema
 
 KEY = "quantization_config"
+WEIGHT = ".weight"
+"""How the names of weights end."""
+FP8 = ("fp8_e4m3", "fp8_e5m2")
+"""The dtypes that no weight has which is not quantised."""
 HINT = "quantisation"
 """The hint that has what the source's configs say of its codes: the settings, and the file beside config.json, where there is one."""
 

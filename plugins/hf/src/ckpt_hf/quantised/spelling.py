@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from ckpt_core.sdk import FormatError, StoredTensor, lazy, schema
+from ckpt_hf.quantised.said import FP8, WEIGHT
 
-WEIGHT = ".weight"
-FP8 = ("fp8_e4m3", "fp8_e5m2")
 _SCALE_DTYPES = ("fp32", "fp16", "bf16", "fp8_e8m0", "uint8", "fp8_e4m3")
 
 

@@ -21,8 +21,7 @@ from ckpt_core.sdk import (
     ledgers,
     schema,
 )
-from ckpt_hf.quantised.said import HINT, KEY
-from ckpt_hf.quantised.spelling import WEIGHT
+from ckpt_hf.quantised.said import HINT, KEY, WEIGHT
 
 QUANTISE, FP8_BLOCK = "quantise", "fp8-block"
 QUANTISED, KEEP = "quantised", "keep"
@@ -153,8 +152,12 @@ def _kept(checkpoint: Checkpoint, request: WriteRequest, natives: Iterable[layou
     }
     found = {native.name: held for native in natives if (held := _whole(native, coded)) is not None}
     kept = {name: held.quantised for name, held in found.items() if held.quantised is not None}
-    known = set(kept.values())
-    lost = [name for name, blocks in coded.items() if any(block.quantised not in known for block in blocks.values())]
+    known = set(
+        map(id, kept.values())
+    )  # all parts of a tensor speak of one object, and comparing 45,000 takes a second
+    lost = [
+        name for name, blocks in coded.items() if any(id(block.quantised) not in known for block in blocks.values())
+    ]
     if lost:
         raise Refusal(
             f"{errors.plural(len(lost), 'tensor')} can't keep their codes, as the class that is written stores them in another way",
@@ -169,14 +172,14 @@ def _whole(native: layouts.Native, coded: Mapping[str, Mapping[layouts.Tile, laz
     """The quantised tensor of the source that holds just what a native tensor holds, and is called as it is."""
     for strides in _strides(native.shape):
         blocks = [coded[piece.parameter].get(lazy.flat_tile(piece.tile, strides)) for piece in native.pieces]
-        held = {block.quantised for block in blocks if block is not None and block.offset == 0}
-        if None in blocks or len(held) != 1 or not blocks or blocks[0] is None:
+        first = blocks[0] if blocks else None
+        if first is None or any(one is None or one.offset or one.quantised is not first.quantised for one in blocks):
             continue
-        one = held.pop()
+        one = first.quantised
         if one is None or not _is_called(one.operands[0].name, native.name):
             continue
         if one.matrices * one.rows * one.columns == math.prod(native.shape):
-            return StoredTensor(blocks[0].path, blocks[0].dtype, native.shape, 0, strides, quantised=one)
+            return StoredTensor(first.path, first.dtype, native.shape, 0, strides, quantised=one)
     return None
 
 

@@ -113,7 +113,7 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=evidence,
         losses=[*losses, *found.left(architecture)],
         masters=found.masters,
-        training=lambda: _training(found, architecture, choices, fields),
+        training=lambda: _training(found, architecture, choices, {**fields, **_optimizer(sections)}),
     )
 
 
@@ -121,10 +121,10 @@ def _training(
     found: FolderContents,
     architecture: Architecture,
     choices: Mapping[str, layouts.Value],
-    fields: Mapping[str, Any],
+    args: Mapping[str, Any],
 ) -> reading.SavedTraining | None:
     """The state of the training; the samples that it consumed stand in a file of their own."""
-    saved = training_of(found, architecture, choices, fields)
+    saved = training_of(found, architecture, choices, args)
     file = os.path.join(found.folder, TRAIN_STATE)
     if saved is None or not os.path.isfile(file):
         return saved
@@ -136,6 +136,12 @@ def _training(
     samples = reading.adam.one_step({CONSUMED: consumed}, file, files)
     state_with = replace(saved.state, consumed_samples=samples)
     return replace(saved, state=state_with, files=[*saved.files, *files])
+
+
+def _optimizer(sections: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of OptimizerConfig, which are args of Megatron-LM by their names."""
+    said = sections.get("optimizer")
+    return said if isinstance(said, dict) else {}
 
 
 def _enter_progress(found: FolderContents, folder: str, path: str) -> None:

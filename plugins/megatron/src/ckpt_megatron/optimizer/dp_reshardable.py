@@ -61,7 +61,7 @@ def bucket_shares(
     held = _held(checkpoint)
     bound = layouts.BoundTables(weights.TABLES, architecture, described.choices)
     shares: dict[reading.Kind, list[RankShare]] = {kind: [] for kind in (reading.MASTER, *reading.MOMENTS)}
-    groups: list[Mapping[str, Any]] = []
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     steps: dict[str, object] = {}
     for t in range(sizes["tp"]):
         ranks = {"tp": (t, sizes["tp"])}
@@ -82,9 +82,10 @@ def bucket_shares(
         value = blob.read() if blob is not None else None
         said = value[0] if isinstance(value, list) and value else None
         bodies, own = dist_groups({"optimizer": said}, checkpoint.folder)
-        groups = groups or bodies
+        groups[f"{checkpoint.folder}, dp_group_idx_{number}"] = bodies
         steps |= {f"{name} of group {number}": step for name, step in own.items()}
-    return shares, groups, steps
+    reading.adam.check_groups(groups)
+    return shares, next(iter(groups.values())), steps
 
 
 _OTHER_LAYOUTS = (

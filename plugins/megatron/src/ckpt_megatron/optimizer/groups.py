@@ -12,10 +12,28 @@ from typing import Any, NamedTuple
 from ckpt_core.sdk import errors, ledgers, reading
 from ckpt_megatron.found import RankShare
 
-__all__ = ["ORDER", "Divided", "body_of", "members_of", "place_of", "said_of", "written_groups"]
+__all__ = [
+    "KEYS",
+    "ORDER",
+    "Divided",
+    "body_of",
+    "check_divided",
+    "decays_qk_norms",
+    "members_of",
+    "place_of",
+    "said_of",
+    "written_groups",
+]
 
 DROP = "convert the weights alone, with --training-state drop"
+KEYS = (
+    *("is_expert_parallel", "is_expert", "is_decoupled_lr", "default_config", "optimizer"),
+    *("wd_mult", "lr_mult", "start_wd", "end_wd"),
+    *("pre_wd_mult", "pre_lr_mult", "pre_mult_wd", "pre_mult_lr"),  # as FusedAdam's groups were saved before core 0.12
+)
+"""What Megatron says of a group besides the hyper-parameters of Adam."""
 _EXPERTS = ".experts."
+_QK_NORMS = ("q_layernorm.", "k_layernorm.")
 
 
 class Divided(NamedTuple):
@@ -29,9 +47,18 @@ ORDER = tuple(Divided(experts, undecayed) for experts in (False, True) for undec
 """The groups in the order in which Megatron has them; with experts apart, the last two are of an optimizer of their own."""
 
 
-def place_of(name: str, axes: int, apart: bool = True) -> Divided:
-    """The group of a parameter by its name and the number of its axes; `apart`: experts have groups of their own."""
-    return Divided(apart and _EXPERTS in name, name.endswith(".bias") or axes == 1)
+def place_of(name: str, axes: int, apart: bool = True, qk_decayed: bool = False) -> Divided:
+    """The group of a parameter by its name and the number of its axes; `apart`: experts have groups of their own; `qk_decayed`: see `decays_qk_norms`."""
+    decayed = qk_decayed and any(norm in name for norm in _QK_NORMS)
+    return Divided(apart and _EXPERTS in name, (name.endswith(".bias") or axes == 1) and not decayed)
+
+
+def decays_qk_norms(args: Mapping[str, Any]) -> bool:
+    """Whether the norms of queries and keys are decayed, as those of Qwen3-Next are (core 0.16, optimizer/__init__.py, `get_standard_config_overrides`)."""
+    return bool(args.get(_QK_DECAYED)) or args.get("no_weight_decay_cond_type") == _QK_DECAYED
+
+
+_QK_DECAYED = "apply_wd_to_qk_layernorm"
 
 
 def said_of(body: Mapping[str, Any]) -> Divided:
@@ -39,13 +66,35 @@ def said_of(body: Mapping[str, Any]) -> Divided:
     return Divided(bool(body.get("is_expert_parallel")), body.get("wd_mult", body.get("pre_wd_mult", 1.0)) == 0.0)
 
 
-def members_of(bodies: Sequence[Mapping[str, Any]], shares: Sequence[RankShare], file: str) -> list[list[str]]:
+def check_divided(bodies: Sequence[Mapping[str, Any]], file: str) -> None:
+    """`NotCarried` for groups that differ in more than `Divided` tells: by --decoupled-lr an embedding has a rate of its own, with muP matrices have."""
+    known: dict[Divided, Mapping[str, Any]] = {}
+    for body in bodies:
+        told = known.setdefault(said_of(body), body)
+        if others := [key for key in (*body, *told) if key not in _OWN and body.get(key) != told.get(key)]:
+            key = others[0]
+            raise errors.NotCarried(
+                f"groups of the optimizer have another {key} each, and which parameters are in which can't be told",
+                file=file,
+                found=f"{key} {told.get(key)!r:.60} and {body.get(key)!r:.60}",
+                expected="groups with weight decay, without it, and of experts",
+                fix=DROP,
+            )
+
+
+_OWN = ("params", "step")  # of a group: an empty one has no step
+
+
+def members_of(
+    bodies: Sequence[Mapping[str, Any]], shares: Sequence[RankShare], file: str, qk_decayed: bool = False
+) -> list[list[str]]:
     """The parameters of each group by the names of the tables, as Megatron divides them."""
+    check_divided(bodies, file)
     apart = any(said_of(body).experts for body in bodies)
     left: dict[Divided, dict[str, None]] = {}
     for share in shares:
         for name, copies in share.tensors.items():
-            left.setdefault(place_of(name, len(copies[0][0].origin), apart), {})[name] = None
+            left.setdefault(place_of(name, len(copies[0][0].origin), apart, qk_decayed), {})[name] = None
     found = [list(left.pop(said_of(body), ())) for body in bodies]
     if left:
         (name, *_), *_ = left.values()

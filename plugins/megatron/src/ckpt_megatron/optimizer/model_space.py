@@ -38,7 +38,7 @@ class DistStates:
         return not (self.of_half and kind == reading.MASTER and dtype == dtypes.FP32)
 
 
-_OF_STATE = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(param|fp32_param|exp_avg|exp_avg_sq)\.(.+)")
+_OF_STATE = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.([^.]+)\.(.+)")
 
 
 def dist_tensors(checkpoint: chunked.DistributedCheckpoint) -> dict[reading.Kind, dict[str, chunked.ChunkedTensor]]:
@@ -46,6 +46,13 @@ def dist_tensors(checkpoint: chunked.DistributedCheckpoint) -> dict[reading.Kind
     found: dict[reading.Kind, dict[str, chunked.ChunkedTensor]] = {}
     for key, tensor in checkpoint.tensors.items():
         if match := _OF_STATE.fullmatch(key):
+            if match[1] not in KINDS:
+                raise errors.NotCarried(
+                    f"the optimizer keeps {match[1]} of {match[2]!r}, and is not Adam",
+                    file=checkpoint.folder,
+                    expected=", ".join(KINDS),
+                    fix=DROP,
+                )
             check_precision(match[1], match[2], tensor, checkpoint.folder)
             found.setdefault(KINDS[match[1]], {})[unwrapped(match[2])] = tensor
     return found

@@ -10,11 +10,11 @@ The curve of the schedule is a setting of the run. A state that comes from elsew
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
-from ckpt_core.sdk import FormatError, errors, ledgers, reading
+from ckpt_core.sdk import FormatError, errors, lazy, ledgers, reading
 from ckpt_megatron.optimizer.found import FoundOptimizer
-from ckpt_megatron.optimizer.groups import DROP
+from ckpt_megatron.optimizer.groups import DROP, KEYS
 
 CONTINUED = (
     "use_distributed_optimizer",
@@ -36,6 +36,11 @@ def saved_training(
     ranks: Mapping[reading.Kind, Sequence[Any]],
 ) -> reading.SavedTraining:
     """The state of a training, with the counters and the schedule in the `content` of a rank's file, or of the common state."""
+    called = args.get("optimizer")
+    if called is not None and "adam" not in str(called).lower():
+        raise errors.NotCarried(
+            "the optimizer is not Adam", file=found.where, found=f"args.optimizer {called!r:.40}", fix=DROP
+        )
     schedule, saved = content.get("opt_param_scheduler"), content.get("optimizer")
     native = (
         {str(key): value for key, value in schedule.items() if isinstance(value, int | float | str)}
@@ -43,18 +48,14 @@ def saved_training(
         else {}
     )
     groups = [
-        reading.adam.group_of({"initial_lr": _peak(body, native), **body}, of, found.where)
+        reading.adam.group_of({"initial_lr": _peak(body, native), **body}, of, found.where, KEYS)
         for body, of in zip(found.bodies, found.members, strict=True)
         if of
     ]
     position = native.get("num_steps")  # it counts samples (training/training.py, get_optimizer_param_scheduler)
     rates = {group.lr for group in groups}
     iteration = content.get("iteration")
-    scaler = saved.get("grad_scaler") if isinstance(saved, dict) else None
-    scale = scaler.get("scale") if isinstance(scaler, dict) else None
-    if scale is not None:
-        source = found.files
-        scale = reading.adam.one_step({"the loss scale": scale}, found.where, source)
+    scale = _loss_scale(saved, found)
     ledger = ledgers.Ledger()
     for file, keys in found.carried:
         ledger.carried(ledgers.OPTIMIZER.what, file, *keys)
@@ -71,7 +72,10 @@ def saved_training(
     state = reading.Training(
         found.step,
         tuple(groups),
-        reading.adam.kind_of(found.bodies, found.where),
+        # FusedAdam's groups do not say it (core 0.16, optimizer/__init__.py, `adam_w_mode`)
+        reading.ADAM
+        if args.get("decoupled_weight_decay") is False
+        else reading.adam.kind_of(found.bodies, found.where),
         reading.Schedule(
             position if type(position) is int else None,
             "sample",
@@ -81,7 +85,7 @@ def saved_training(
         iterations=iteration if type(iteration) is int else None,
         consumed_samples=_count(args, CONSUMED),
         skipped_steps=iteration - found.step if type(iteration) is int else None,
-        loss_scale=None if scale is None else float(scale),
+        loss_scale=scale,
         clip_grad=float(args["clip_grad"]) if isinstance(args.get("clip_grad"), int | float) else None,
     )
     return reading.SavedTraining(
@@ -92,6 +96,24 @@ def saved_training(
         ledger=ledger,
         rest_is_frozen=True,
     )
+
+
+def _loss_scale(saved: object, found: FoundOptimizer) -> float | None:
+    """The loss scale of an optimizer, or of the first that has one in a chain of several, which count overflows together; None without one."""
+    chain = saved if isinstance(saved, list) else list(saved.values()) if _is_numbered(saved) else [saved]
+    scalers = [one.get("grad_scaler") for one in chain if isinstance(one, dict)]
+    scales = [scaler["scale"] for scaler in scalers if isinstance(scaler, dict) and scaler.get("scale") is not None]
+    if not scales:
+        return None
+    source = lazy.SourceFiles(found.files)
+    try:
+        return reading.adam.number(reading.adam.scalar(scales[0], source), "the loss scale", found.where)
+    finally:
+        source.close()
+
+
+def _is_numbered(saved: object) -> TypeGuard[dict[int, Any]]:
+    return isinstance(saved, dict) and bool(saved) and all(type(key) is int for key in saved)
 
 
 def _peak(body: Mapping[str, Any], schedule: Mapping[str, Any]) -> Any:

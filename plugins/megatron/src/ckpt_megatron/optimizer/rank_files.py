@@ -17,7 +17,7 @@ from ckpt_megatron.files import optimizer_file
 from ckpt_megatron.masters import BUFFERS, KEY
 from ckpt_megatron.optimizer.buffers import fitted, walked
 from ckpt_megatron.optimizer.found import KINDS, check_precision
-from ckpt_megatron.optimizer.groups import DROP, Divided, place_of, said_of
+from ckpt_megatron.optimizer.groups import DROP, Divided, check_divided, decays_qk_norms, place_of, said_of
 from ckpt_megatron.ranks import RankFile
 
 _HALF = ("bf16", "fp16")
@@ -59,6 +59,7 @@ def rank_optimizer(rank: RankFile) -> RankOptimizer | None:
     found = RankOptimizer({}, [], [{} for _ in rank.chunks], {}, rank.path)
     several = saved if isinstance(saved, list) else [saved]
     bodies = [_bodies(one, rank.path) for one in several]
+    check_divided([body for of_one in bodies for body in of_one], rank.path)
     places = _places(rank, any(said_of(body).experts for of_one in bodies for body in of_one))
     for one, of_one in zip(several, bodies, strict=True):
         if beside is None:
@@ -100,8 +101,9 @@ def _parameters(rank: RankFile) -> Iterator[tuple[int, str, StoredTensor]]:
 def _places(rank: RankFile, apart: bool) -> dict[Divided, list[Place]]:
     """The parameters of a rank as Megatron divides them; `apart`: experts have groups of their own."""
     found: dict[Divided, list[Place]] = {}
+    qk_decayed = decays_qk_norms(rank.args or {})
     for chunk, name, tensor in _parameters(rank):
-        found.setdefault(place_of(name, len(tensor.shape), apart), []).append((chunk, name))
+        found.setdefault(place_of(name, len(tensor.shape), apart, qk_decayed), []).append((chunk, name))
     return found
 
 
@@ -110,14 +112,16 @@ def _enter_groups(
 ) -> list[list[Place]]:
     """The parameters of each group; those of `places` that are in one are taken out."""
     members = []
+    stepped: dict[str, Mapping[str, Any]] = {}
     for body in bodies:
         number, own = len(found.groups), places.pop(said_of(body), [])
         found.groups.append(body)
         for chunk, name in own:
             found.group_of[chunk][name] = number
-        if own and "step" in body:
-            found.steps[f"group {number}"] = body["step"]
+        if own:
+            stepped[f"group {number}"] = body
         members.append(own)
+    found.steps |= reading.adam.steps_of(stepped, (), found.file)
     return members
 
 
@@ -132,6 +136,7 @@ def _enter_numbered(
     states = inner.get("state")
     if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
         raise FormatError("the optimizer has no states", file=rank.path, found=torch_files.brief(states))
+    stepped: dict[str, Mapping[str, Any]] = {}
     for number, (body, own) in enumerate(zip(bodies, _enter_groups(found, bodies, places), strict=True)):
         numbers = body.get("params")
         if not isinstance(numbers, list) or len(numbers) != len(own):
@@ -148,10 +153,10 @@ def _enter_numbered(
             for kind in reading.MOMENTS:
                 check_precision(kind, name, state[kind], rank.path)
                 _enter(found, kind, chunk, name, state[kind])
-            if "step" in state:
-                found.steps[name] = state["step"]
+            stepped[name if chunk == 0 else f"{name} of virtual stage {chunk}"] = state
         if isinstance(masters, list):
             _enter_masters(found, rank, own, masters[number] if number < len(masters) else [], number)
+    found.steps |= reading.adam.steps_of(stepped, (), rank.path)
 
 
 def _enter_masters(found: RankOptimizer, rank: RankFile, own: Sequence[Place], held: object, number: int) -> None:

@@ -121,7 +121,7 @@ def rank_optimizers(saved: SavedCheckpoint, parameters: Callable[[Rank], Chunks]
     inner = {file: _inner(optimizer, file) for file, optimizer in held.items()}
     own = {rank.file: parameters(rank) for rank in saved.ranks}
     bodies = [inner[file]["param_groups"] for file in inner]
-    _check_groups(inner)
+    reading.adam.check_groups({file: one["param_groups"] for file, one in inner.items()})
     undecayed = _rule(own, inner)
     first = saved.ranks[0].file
     found = FoundOptimizer(bodies[0], undecayed, {}, first, files=[disk.FileState.of(file) for file in held])
@@ -144,21 +144,6 @@ def _check_progress(saved: SavedCheckpoint) -> None:
                 file=rank.file,
                 found=f"{lightning.STEP} {torch_files.brief(rank.step)}",
                 expected=f"{torch_files.brief(first.step)}, as in {first.file}",
-                fix="copy the files of one step again",
-            )
-
-
-def _check_groups(inner: Mapping[str, Mapping[str, Any]]) -> None:
-    """The groups of all ranks are the same, but for the numbers of their parameters, and for steps, which are compared with those of parameters."""
-    first, told = next(iter(inner.items()))
-    for file, one in inner.items():
-        mine, other = ([_hyper_parameters(body) for body in held["param_groups"]] for held in (one, told))
-        if mine != other:
-            raise FormatError(
-                "the ranks have other groups of the optimizer than each other",
-                file=file,
-                found=f"{mine!r:.120}",
-                expected=f"{other!r:.120}, as in {first}",
                 fix="copy the files of one step again",
             )
 

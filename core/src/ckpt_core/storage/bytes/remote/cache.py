@@ -11,8 +11,6 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from blake3 import blake3
-
 from ckpt_core.storage.bytes.remote.objects import Object
 
 _LARGE = 1 << 20  # bytes of a list that is no longer read: many small reads
@@ -22,6 +20,8 @@ class Cache:
     """The ranges of one version of one object that are on this machine. Any number of processes may share it."""
 
     def __init__(self, folder: str, object: Object) -> None:
+        from blake3 import blake3
+
         name = blake3(
             f"{object.address}\0{object.version}\0{object.size}".encode("utf-8", "surrogatepass")
         ).hexdigest()[:32]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+from typing import TYPE_CHECKING
 
 from ckpt_core.errors import UsageError
 from ckpt_core.storage.bytes.names import RECEIPT
 from ckpt_core.storage.bytes.remote.objects import without_secrets
 from ckpt_core.storage.bytes.remote.schemes import address_of, check_names, scheme_of
-from ckpt_core.storage.bytes.remote.writing import WritableStore
+
+if TYPE_CHECKING:
+    from ckpt_core.storage.bytes.remote.writing import WritableStore
 
 _LONGEST_NAME = 255 - len(f".{RECEIPT}")
 
