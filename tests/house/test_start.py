@@ -24,7 +24,7 @@ LATE = (
     "ckpt_core.engine.worker", "ckpt_core.storage.bytes.remote.http", "ckpt_core.storage.pickle.machine", "ckpt_core.storage.torch.reading",
     "ckpt_core.storage.chunks.dcp", "ckpt_core.tensors.source",
 )  # fmt: skip
-FEW = {"inspect": 205, "convert": 235, "formats": 165}
+FEW = {"inspect": 206, "convert": 235, "formats": 165}
 """How many modules of ckpt and its plugins a command imports at most."""
 
 

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
+from blake3 import blake3
+
 from ckpt_core import numpy as np
 from ckpt_core.errors import FormatError
 from ckpt_core.layout import Tile
@@ -17,6 +19,7 @@ from ckpt_core.storage.bytes import crc32
 from ckpt_core.storage.bytes.files import FileState, OpenFiles, Use, pread_into
 from ckpt_core.storage.bytes.pagecache import ReadOnce
 from ckpt_core.storage.bytes.stored import opened
+from ckpt_core.storage.bytes.watch import touched
 from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.scratch import place_between, scratch
 from ckpt_core.storage.tensor import Quantised, Record
@@ -39,6 +42,7 @@ class SourceFiles:
     def __init__(self, states: Iterable[FileState], drop: bool = False) -> None:
         self._states = {state.path: state for state in states}
         self._files = OpenFiles()
+        self.touched = self._files.touched
         self._read_into = ReadOnce().read_into if drop else pread_into
         self._inflated: dict[str, Inflated | None] = {}
         self._norms: dict[str, np.ndarray] = {}
@@ -52,6 +56,15 @@ class SourceFiles:
         """What those of these files that lie in a store were when the plan was made."""
         states = (self._states[path] for path in sorted(paths) if path in self._states)
         return tuple(state for state in states if state.remote is not None)
+
+    def seen(self, paths: Iterable[str]) -> str:
+        """How this machine knows again what these files are: another text when one of them was touched. Empty if one was touched already
+        before it was opened, so that nobody knows what was read."""
+        listed = sorted(paths)
+        if not self.touched.isdisjoint(listed):
+            return ""
+        states = (self._states[path] for path in listed if path in self._states)
+        return blake3("".join(f"{one.ctime_ns} {one.inode}\n" for one in states).encode()).hexdigest(16)
 
     def chunks(
         self, assembly: LazyParameter, elements: int, start: int, stop: int, sums: Counter[str], targets: Iterable[int]
@@ -306,9 +319,14 @@ class SourceFiles:
         record.check(crc)
 
     def recheck(self) -> None:
-        """Raise `FormatError` if any source file changed since the plan was made."""
-        for state in self._states.values():
-            state.recheck()
+        """Raise `FormatError` if any source file changed since the plan was made; `touched` then has those that were touched."""
+        self.touched.update(path for path, state in self._states.items() if not state.recheck())
+
+    def check_untouched(self) -> None:
+        """Raise `FormatError` if any source file changed since, and `TouchedSource` if one was touched: for whoever can do all of it again."""
+        self.recheck()
+        if self.touched:
+            raise touched(min(self.touched))
 
     def close(self) -> None:
         self._files.close()
