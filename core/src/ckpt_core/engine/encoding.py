@@ -20,7 +20,7 @@ from ckpt_core.storage.dtypes import DType, decode, encode
 from ckpt_core.storage.scratch import scratch
 from ckpt_core.storage.tensor import Operand, Quantised, Quantiser
 from ckpt_core.tensors.assembly import LazyParameter
-from ckpt_core.tensors.boxes import Box, tile_view
+from ckpt_core.tensors.box import Box, tile_view
 from ckpt_core.tensors.quantised import decoded
 
 if TYPE_CHECKING:

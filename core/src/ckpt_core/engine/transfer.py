@@ -24,7 +24,7 @@ from ckpt_core.storage.bytes.pagecache import Kept, start_writeback
 from ckpt_core.storage.bytes.space import take_space
 from ckpt_core.storage.dtypes import FP32, DType, decode
 from ckpt_core.tensors.assembly import StoredPart
-from ckpt_core.tensors.boxes import Box, Loops, tile_view
+from ckpt_core.tensors.box import Box, Loops, tile_view
 from ckpt_core.tensors.digest import VERSION, Digests, Hash, TreeDigest, of_leaves
 from ckpt_core.tensors.pieces import cuts
 from ckpt_core.tensors.source import SourceFiles

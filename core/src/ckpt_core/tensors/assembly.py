@@ -14,7 +14,7 @@ from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap, boxes_of
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, Record, StoredTensor, contiguous_strides
-from ckpt_core.tensors.boxes import Box, Loops, within
+from ckpt_core.tensors.box import Box, Loops, within
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.scratch import place_between, scratch
 from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
-from ckpt_core.tensors.boxes import Box, Loops, loops_of, tile_view
+from ckpt_core.tensors.box import Box, Loops, loops_of, tile_view
 from ckpt_core.tensors.merged import merged_values
 from ckpt_core.tensors.pieces import chunks, cuts
 from ckpt_core.tensors.quantised import read_numbers, stored_rows

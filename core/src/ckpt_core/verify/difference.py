@@ -13,7 +13,7 @@ from ckpt_core.engine.run import Listener
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import decode
 from ckpt_core.tensors.assembly import LazyParameter
-from ckpt_core.tensors.boxes import boxes
+from ckpt_core.tensors.box import boxes
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.training import KINDS, Training, named
 
