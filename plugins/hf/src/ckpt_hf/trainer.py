@@ -97,12 +97,7 @@ class Progress:
         if self.iterations is not None and self.schedule == reading.Schedule():
             why = "the optimizer's steps stand for it; the Trainer loads no optimizer without this file"
             losses.append(ledgers.Loss("unsaid", f"position of the schedule, of {SCHEDULER}", why))
-        missed = 0 if self.iterations is None or self.scale is not None else self.iterations - step
-        if missed:
-            why = f"{STATE} counts {self.iterations}, and no loss scale is there that skips steps: is the optimizer of an older checkpoint, or was it begun anew?"
-            subject = f"an optimizer that made {step} steps, {missed} less than the model"
-            losses.append(ledgers.Loss("assumed", subject, why))
-        return losses
+        return losses + reading.adam.missed_steps(step, self.iterations, self.scale, STATE)
 
     def state_of(
         self, step: int, groups: Sequence[reading.Group], optimizer: str, frozen: Sequence[str] = ()

@@ -111,6 +111,7 @@ def continued(
         skipped_steps=None if iterations is None else iterations - state.step,
         loss_scale=state.loss_scale if found.loss_scale is None else found.loss_scale,
     )
+    losses += reading.adam.missed_steps(state.step, iterations, state.loss_scale, STEP)
     return replace(saved, state=state, losses=[*saved.losses, *losses])
 
 
