@@ -172,8 +172,9 @@ class Outlet:
 
     def close(self, sums: Counter[str]) -> None:
         """Add the bytes that have followed one another so far to the sum of their checksum."""
-        sums[self._name] ^= crc32.shifted(self._sum, self._stop - self._end)
-        self._sum = 0
+        if self._sum:
+            sums[self._name] ^= crc32.shifted(self._sum, self._stop - self._end)
+            self._sum = 0
 
 
 def run_transfer(
@@ -192,14 +193,12 @@ def run_transfer(
     rows = assembly.parameter.true_rows
     written, remainders, records = 0, Counter[str](), Counter[str]()
     piece = transfer.chunk, transfer.start, transfer.stop
-    kinds: dict[
-        tuple[DType, tuple[ValueMap, ...]], int
-    ] = {}  # by number, as hashing one costs as much as the rest of a write
+    kinds: dict[tuple[str, tuple[ValueMap, ...]], int] = {}  # what is alike in the dtype's name and the maps
     plain = [
         (
             delivery,
             cuts(delivery.block.tile, assembly.parameter.shape, *piece),
-            kinds.setdefault((delivery.block.dtype, delivery.maps), len(kinds)),
+            kinds.setdefault((delivery.block.dtype.name, delivery.maps), len(kinds)),
             None if sink is None else Outlet(sink, delivery),
         )
         for delivery in transfer.deliveries
@@ -228,7 +227,7 @@ def run_transfer(
                 written += outlet.write(parts, ready[kind], others, remainders)
         if changed is not None and not encoders:
             dtype = changed.dtype
-            back = ready.get(kinds.get((dtype, changed.maps), -1))
+            back = ready.get(kinds.get((dtype.name, changed.maps), -1))
             if back is None:  # the first of the tensor is stored otherwise than this piece of it
                 back = stored_values(values, value_dtype, dtype, changed.maps, assembly.parameter.name)
             if changed.maps:
