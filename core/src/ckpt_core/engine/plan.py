@@ -25,7 +25,7 @@ from ckpt_core.engine.pieces import Transfer, Write, pieces, uncut
 from ckpt_core.engine.records import watched
 from ckpt_core.engine.weaving import others_of, strands
 from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Add, Scale
+from ckpt_core.layout import Add, Link, Scale
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.files import FileState
@@ -410,18 +410,21 @@ def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budg
     """Elements per step: few, so that they stay in the cache, unless an axis is transposed, when many keep the runs long."""
     last = len(assembly.parameter.shape) - 1
 
-    def transposed(block: StoredPart) -> bool:
-        fastest = min((link for link in block.tile.links if link.size > 1), key=lambda link: link.stride, default=None)
-        return fastest is not None and fastest.axis != last
-
     written = (delivery.block for delivery in deliveries if not delivery.left)
-    turned = any(transposed(block) for block in (*assembly.value_blocks, *written))
+    turned = any(_is_turned(block.tile.links, last) for block in (*assembly.value_blocks, *written))
     elements = max(1, (budget if turned else min(budget, _CHUNK)) // _bytes_at_once(assembly, deliveries))
     # Rows that are encoded together are best moved together.
     units = [one.encoded.bytes_of_unit // 4 for one in deliveries if one.encoded is not None]
     if units and (unit := max(units)) * 4 <= budget:
         elements = max(unit, elements // unit * unit)
     return elements
+
+
+@functools.lru_cache(1 << 10)
+def _is_turned(links: tuple[Link, ...], last: int) -> bool:
+    """Whether elements that lie side by side are not side by side on the `last` axis."""
+    fastest = min((link for link in links if link.size > 1), key=lambda link: link.stride, default=None)
+    return fastest is not None and fastest.axis != last
 
 
 def _bytes_at_once(assembly: LazyParameter, deliveries: Iterable[Write]) -> int:
