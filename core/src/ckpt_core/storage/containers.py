@@ -82,10 +82,16 @@ def read_index(path: str) -> dict[str, str]:
     return places
 
 
+_TOGETHER = 1 << 10
+"""Names that are written at a time: the text of a large model's takes 9 MB."""
+
+
 def index_text(places: Mapping[str, str], size: int) -> bytes:
     """The index of shards: which file holds each tensor, and their `size` in bytes."""
+    head = json.dumps({"metadata": {"total_size": size}, "weight_map": {}}, indent=2).removesuffix("}\n}")
     # The text is that of `indent=2`, for which Python has no C code: 90,000 names would take a quarter of a second.
-    total = json.dumps({"metadata": {"total_size": size}}, indent=2).removesuffix("\n}")
-    inside = json.dumps(dict(sorted(places.items())), separators=(",\n    ", ": ")).removeprefix("{").removesuffix("}")
-    lines = f"{{\n    {inside}\n  }}" if places else "{}"
-    return f'{total},\n  "weight_map": {lines}\n}}\n'.encode()
+    names = sorted(places)
+    parts = [{name: places[name] for name in names[at : at + _TOGETHER]} for at in range(0, len(names), _TOGETHER)]
+    lines = [json.dumps(part, separators=(",\n    ", ": "))[1:-1].encode() for part in parts]
+    inside = (b"\n    ", b",\n    ".join(lines), b"\n  ") if places else ()
+    return b"".join((head.encode(), *inside, b"}\n}\n"))

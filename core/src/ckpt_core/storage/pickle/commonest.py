@@ -64,7 +64,9 @@ def commonest(machine: Machine, opcodes: int) -> int:
             stack.append(())
             at += 1
         elif code in _CALLS:
-            target, args = stack[-2:] if len(stack) > 1 else (None, None)
+            if len(stack) < 2:
+                break
+            target, args = stack[-2], stack[-1]
             if type(target) is not Opaque or type(args) is not tuple or target not in makers_of:
                 break
             at += 1
@@ -74,7 +76,8 @@ def commonest(machine: Machine, opcodes: int) -> int:
             else:
                 data.go(at)
                 one = maker(args, machine)
-            stack[-2:] = (one,)
+            stack.pop()
+            stack[-1] = one
             made += sys.getsizeof(one) + HELD
         elif code == _MARK:
             at += 1

@@ -207,7 +207,7 @@ def _make_enum_by_name(args: Args, reading: Reading) -> Opaque:
 
 
 def _make_size(args: Args, reading: Reading) -> tuple[int, ...]:
-    made = _make_tuple(args, reading)
+    made = args[0] if len(args) == 1 and type(args[0]) is tuple else _make_tuple(args, reading)
     if not {int}.issuperset(map(type, made)):
         reading.fail("a torch.Size that does not hold integers", found=brief(made))
     return made
