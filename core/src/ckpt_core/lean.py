@@ -39,6 +39,7 @@ else:
             "__repr__": _repr(fields, frozen),
             "__eq__": _eq(fields),
         }
+        methods["__replace__"] = _replaced  # what `copy.replace` calls, since Python 3.13
         methods["__match_args__"] = tuple(field.name for field in fields if field.init and not field.kw_only)
         if frozen:
             methods |= _frozen(made, fields) | (_PICKLED if slots else {})
@@ -288,6 +289,10 @@ class _NotGiven:
 
     def __repr__(self) -> str:
         return "<factory>"  # as the standard library shows it
+
+
+def _replaced(self: Any, /, **changes: object) -> Any:
+    return dataclasses.replace(self, **changes)
 
 
 def _state(self: Any) -> list[object]:
