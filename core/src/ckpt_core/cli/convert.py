@@ -157,9 +157,9 @@ def command(
 
 def _foretell(plan: Plan, src: str, dst: str, as_json: bool, spool: str | None) -> None:
     """Print the plan; raises if there is no room for its output."""
-    from ckpt_core.engine.destination import room_for
+    from ckpt_core.engine.destination import room_for, staging_at
 
-    room = room_for(plan, dst, spool)
+    room = room_for(staging_at(dst, plan, spool=spool))
     if as_json:
         said = (
             {"needed": room.needed, "free": room.free, "missing": room.missing, "mount": room.mount} if room else None

@@ -74,7 +74,7 @@ def run_plan(
             tell(f"{later} was touched after this output was made: ckpt verify says whether it is the same still")
         return receipt
     check_destination(plan, destination, overwrite)
-    room = room_for(plan, destination, spool)
+    room = room_for(staging)
     if room is not None:
         room.check(destination)
     kept = Kept.of(plan.bytes_read, plan.bytes_written)
