@@ -51,10 +51,10 @@ def training_beside(
     path = os.path.join(folder, OPTIMIZER)
     tables = family.spellings(arrangement)[-1]  # those that transformers holds in memory
     natives = layouts.BoundTables(tables, architecture).natives()
-    order = registered(family.model_type, family.class_name, natives)
     states, bodies = _optimizer(path)
-    names = _named(bodies, order, path)
     told = any("param_names" in body for body in bodies)
+    order = list(natives) if told else registered(family.model_type, family.class_name, natives)
+    names = _told(bodies, order, path) if told else _named(bodies, order, path)
     files = [disk.FileState.of(path)]
     held = {name: states.get(number, {}) for number, name in names.items()}
     step, moments = reading.adam.states_of(held, bodies, path, files)
@@ -142,10 +142,7 @@ def _optimizer(path: str) -> tuple[Mapping[Any, Mapping[str, Any]], list[dict[st
 
 
 def _named(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str) -> dict[Any, str]:
-    """The parameter of every number: the Trainer has the decayed ones first, a plain loop has one group. An optimizer that was made of named parameters
-    says them itself (torch 2.6, optim/optimizer.py, `param_names`)."""
-    if any("param_names" in body for body in bodies):
-        return _told(bodies, order, path)
+    """The parameter of every number: the Trainer has the decayed ones first, a plain loop has one group."""
     split = [[name for name in order if is_decayed(name)], [name for name in order if not is_decayed(name)]]
     wanted = {1: [list(order)], 2: split}.get(len(bodies))
     sizes = [len(body["params"]) for body in bodies]
@@ -160,8 +157,9 @@ def _named(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str)
     return _by_number(bodies, wanted, path)
 
 
-def _told(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str) -> dict[Any, str]:
-    """The parameter of every number by the names in the groups, which are those of the model, or of one that is wrapped."""
+def _told(bodies: Sequence[Mapping[str, Any]], known: Collection[str], path: str) -> dict[Any, str]:
+    """The parameter of every number by the names that an optimizer has which was made of named parameters (torch 2.6, optim/optimizer.py, `param_names`):
+    those of the model, or of one that is wrapped."""
     names: list[list[str]] = []
     for number, body in enumerate(bodies):
         said = body.get("param_names")
@@ -173,7 +171,7 @@ def _told(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str) 
                 expected=f"{len(body['params'])} names, as other groups have",
             )
         names.append([_WRAPPERS.sub("", str(name)) for name in said])
-    if strange := [name for of_group in names for name in of_group if name not in order]:
+    if strange := [name for of_group in names for name in of_group if name not in known]:
         raise errors.NotCarried(
             f"the optimizer names {strange[0]!r}, which is no parameter of the model", file=path, fix=_DROP
         )
