@@ -30,6 +30,8 @@ from ckpt_core.storage.bytes.remote.objects import Hiccup
 from ckpt_core.storage.bytes.remote.s3 import S3
 from ckpt_core.storage.bytes.remote.writing import Body
 from ckpt_core.storage.bytes.space import drops_space
+from ckpt_core.tensors import digest, pieces
+from ckpt_core.testing import example, write_ir
 from ckpt_tests import tiny
 from ckpt_tests.bucket import Bucket
 from ckpt_tests.program import ckpt
@@ -623,7 +625,7 @@ def test_the_spool_holds_no_more_than_was_foretold(
     monkeypatch.setattr(uploads, "QUEUE", 2)
     monkeypatch.setattr(uploads, "SENDERS", 1)
     plan = plan_of(model, to, **asked)
-    expected = room_for(plan, ADDRESS, str(spool)).needed
+    expected = room_for(staging_at(ADDRESS, plan, spool=str(spool))).needed
     most = 0
 
     def look(name: str, number: int, after: bool) -> None:
@@ -636,6 +638,27 @@ def test_the_spool_holds_no_more_than_was_foretold(
     assert 0 < most <= expected
     if drops_space(str(spool)):
         assert expected < plan.bytes_written or to == "nanotron"
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "together"),
+    [("megatron", {"container": "torch_dist"}, False), ("megatron", {"container": "torch"}, True)],
+    ids=["one file for all ranks", "a file for each"],
+)
+def test_of_two_orders_the_one_that_holds_less_is_chosen(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, options: dict, together: bool
+) -> None:
+    monkeypatch.setattr(parts, "PART", 1 << 10)
+    monkeypatch.setattr(pieces, "PIECE", 1 << 10)
+    monkeypatch.setattr(digest, "LEAF", 1 << 8)
+    layers = write_ir(tmp_path / "ir", example("llama", layers=4))
+    plan = plan_of(layers, to, tp=2, pp=2, options=options)
+    places = Parts(plan.target.files, 1)
+    least = places.choose(plan.transfers)
+    found = {}
+    for places._together in (True, False):
+        found[places._together] = places._most_open([places.of(one) for one in places.in_order(plan.transfers)])
+    assert least == found[together] < found[not together]
 
 
 def test_no_room_in_the_spool_is_said_before_anything_is_written(

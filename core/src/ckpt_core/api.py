@@ -12,6 +12,7 @@ convert("run/step-1000", "hf-model", to="hf")
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +36,7 @@ from ckpt_core.storage.bytes.home import at_home
 from ckpt_core.storage.bytes.remote import localised, stand_in
 from ckpt_core.storage.bytes.remote.ranges import noting_failures
 from ckpt_core.storage.bytes.remote.writable import writable
+from ckpt_core.storage.bytes.watch import steadily
 from ckpt_core.storage.dtypes import DType, written_dtype
 
 if TYPE_CHECKING:
@@ -249,6 +251,7 @@ def target_of(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest, *, 
         ) from error
 
 
+@steadily
 def read_checkpoint(
     path: str | os.PathLike[str],
     *,
@@ -267,6 +270,7 @@ def read_checkpoint(
     return _read(plugin, local, request, fact)
 
 
+@steadily
 def read_model_or_fragment(
     path: str | os.PathLike[str],
     *,
@@ -402,6 +406,7 @@ def _check_read(name: str, value: str, options: Sequence[Option]) -> None:
     raise problem
 
 
+@steadily
 def plan_conversion(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
@@ -514,6 +519,7 @@ def writer_of(to: str, ranks: Mapping[str, int | None]) -> Plugin:
     return writer
 
 
+@steadily
 def launch_of(
     src: str | os.PathLike[str],
     *,
@@ -614,7 +620,8 @@ def convert(
     from ckpt_core.engine.executors import fitted
     from ckpt_core.engine.run import run_plan
 
-    plan = plan_conversion(
+    planned = functools.partial(
+        plan_conversion,
         src,
         dst,
         to=to,
@@ -632,13 +639,14 @@ def convert(
         apart=executor is not None,
     )
     return run_plan(
-        fitted(plan, executor, workers is None),
+        fitted(planned(), executor, workers is None),
         path_of(dst, "dst"),
         overwrite=overwrite,
         sync=sync,
         executor=executor,
         listener=listener,
         spool=None if spool is None else path_of(spool, "spool"),
+        again=planned,
     )
 
 
@@ -718,12 +726,13 @@ def _over(
                 done += transfer.bytes_read
                 if listener is not None:
                     listener(Progress(done, total, transfer.name))
-        source.recheck()
+        source.check_untouched()
     finally:
         source.close()
     return found
 
 
+@steadily
 def fingerprint(
     path: str | os.PathLike[str],
     *,

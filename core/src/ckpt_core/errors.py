@@ -23,6 +23,7 @@ __all__ = [
     "ProblemsFound",
     "Refusal",
     "StoreError",
+    "TouchedSource",
     "UsageError",
     "WorkerError",
     "did_you_mean",
@@ -120,6 +121,10 @@ class UsageError(CkptError):
 
 class FormatError(CkptError):
     """Bytes that are not what their format says: truncated, overlapping, lying, or hostile."""
+
+
+class TouchedSource(FormatError):
+    """A file that is what it was by size and modification time, and that somebody touched while it was read: it may be another one."""
 
 
 class BeingWritten(CkptError):

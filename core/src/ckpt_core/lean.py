@@ -201,6 +201,8 @@ def _eq(fields: Sequence[Field[Any]]) -> Callable[[object, object], bool]:
     compared = _values([field.name for field in fields if field.compare])
 
     def __eq__(self: object, other: object) -> bool:
+        if self is other:
+            return True
         return compared(self) == compared(other) if other.__class__ is self.__class__ else NotImplemented
 
     return __eq__

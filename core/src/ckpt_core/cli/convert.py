@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -123,10 +125,16 @@ def command(
     if max_memory is not None:
         asked["max_memory"] = max_memory
     here = engine == "local" or "://" in src  # other processes have other working directories
+    planned = functools.partial(
+        plan_conversion,
+        src if here else os.path.abspath(src),
+        dst,
+        options=options,
+        apart=engine != "local",
+        **asked,
+    )
     with announced("reading headers"):
-        plan = plan_conversion(
-            src if here else os.path.abspath(src), dst, options=options, apart=engine != "local", **asked
-        )
+        plan = planned()
     remark = odd_name(plan, dst)
     if remark is not None:
         say(f"{paint('note', 'bold', sys.stderr)}: {remark}", err=True)
@@ -136,7 +144,7 @@ def command(
     if parents and "://" not in dst:
         os.makedirs(os.path.dirname(os.path.abspath(dst)), exist_ok=True)
     started = time.monotonic()
-    receipt = _run(plan, dst, overwrite, sync, engine, engine_address, asked.get("workers") is None, spool)
+    receipt = _run(plan, dst, overwrite, sync, engine, engine_address, asked.get("workers") is None, spool, planned)
     summary = summary_of(plan, receipt, dst, time.monotonic() - started)
     try:
         if as_json:
@@ -149,9 +157,9 @@ def command(
 
 def _foretell(plan: Plan, src: str, dst: str, as_json: bool, spool: str | None) -> None:
     """Print the plan; raises if there is no room for its output."""
-    from ckpt_core.engine.destination import room_for
+    from ckpt_core.engine.destination import room_for, staging_at
 
-    room = room_for(plan, dst, spool)
+    room = room_for(staging_at(dst, plan, spool=spool))
     if as_json:
         said = (
             {"needed": room.needed, "free": room.free, "missing": room.missing, "mount": room.mount} if room else None
@@ -204,6 +212,7 @@ def _run(
     address: str | None,
     all_workers: bool,
     spool: str | None,
+    again: Callable[[], Plan],
 ) -> Receipt:
     from ckpt_core.engine.destination import check_destination, staging_at
     from ckpt_core.engine.executors import executor_for, fitted
@@ -221,7 +230,14 @@ def _run(
         with shown as listener, executor_for(engine, plan.workers, address) as executor:
             plan = fitted(plan, executor, all_workers)
             return run_plan(
-                plan, dst, overwrite=overwrite, sync=sync, executor=executor, listener=listener, spool=spool
+                plan,
+                dst,
+                overwrite=overwrite,
+                sync=sync,
+                executor=executor,
+                listener=listener,
+                spool=spool,
+                again=again,
             )
     except (KeyboardInterrupt, OSError) as error:
         if os.path.isdir(staging.folder) and not getattr(error, "__notes__", ()):

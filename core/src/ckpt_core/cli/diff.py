@@ -10,10 +10,11 @@ import click
 from ckpt_core.cli.names import PATH, FormatCommand, FormatName
 from ckpt_core.cli.options import for_each_side, reading, training_state
 from ckpt_core.cli.output import Page, emit_json, paint, say
-from ckpt_core.cli.progress import progress
+from ckpt_core.cli.progress import progress, steadily_said
 from ckpt_core.text import plural
 
 if TYPE_CHECKING:
+    from ckpt_core.checkpoint import Checkpoint
     from ckpt_core.verify.difference import Difference
 
 
@@ -55,11 +56,16 @@ def command(
     read = functools.partial(
         read_checkpoint, config=config, weights=weights, training_state="keep" if training else "drop"
     )
-    left, right = read(a, format=format, options=left_options), read(b, format=format_b, options=right_options)
-    with progress("comparing") as listener:
-        differences = compare(left, right, listener=listener)
-        if training:
-            differences += compare_training(left, right, listener=listener)
+
+    def compared() -> tuple[Checkpoint, Checkpoint, list[Difference]]:
+        left, right = read(a, format=format, options=left_options), read(b, format=format_b, options=right_options)
+        with progress("comparing") as listener:
+            differences = compare(left, right, listener=listener)
+            if training:
+                differences += compare_training(left, right, listener=listener)
+        return left, right, differences
+
+    left, right, differences = steadily_said(compared)
     if as_json:
         sides = {name: {"path": path, "format": side.format} for name, path, side in (("a", a, left), ("b", b, right))}
         emit_json(
@@ -68,6 +74,8 @@ def command(
     else:
         show_differences(differences, ("A", "B"))
         same = f"equal: architecture and {plural(len(left.tensors), 'tensor')}"
+        if training and left.training is not None:
+            same += f", and the state of the training with {plural(len(left.training.tensors), 'tensor')}"
         say(f"different: {plural(len(differences), 'difference')}" if differences else same)
     return 3 if differences else 0
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckpt_core.cli.names import PATH, FormatCommand
 from ckpt_core.cli.options import reading, training_state
 from ckpt_core.cli.output import emit_json, say
-from ckpt_core.cli.progress import progress
+from ckpt_core.cli.progress import progress, steadily_said
+
+if TYPE_CHECKING:
+    from ckpt_core.checkpoint import Checkpoint
 
 
 @click.command(cls=FormatCommand, short_help="Hash the model in a checkpoint.")
@@ -28,10 +31,13 @@ def command(src: str, *, as_json: bool, training: bool, **asked: Any) -> None:
     from ckpt_core.api import digests, fingerprint_of, of_training, read_checkpoint
     from ckpt_core.tensors.digest import VERSION
 
-    checkpoint = read_checkpoint(src, **asked, training_state="keep" if training else "drop")
-    checkpoint = of_training(checkpoint) if training else checkpoint
-    with progress("hashing") as listener:
-        value = fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
+    def hashed() -> tuple[Checkpoint, str]:
+        checkpoint = read_checkpoint(src, **asked, training_state="keep" if training else "drop")
+        checkpoint = of_training(checkpoint) if training else checkpoint
+        with progress("hashing") as listener:
+            return checkpoint, fingerprint_of(checkpoint, digests(checkpoint, listener=listener))
+
+    checkpoint, value = steadily_said(hashed)
     if as_json:
         emit_json(
             {

@@ -8,6 +8,7 @@ newest checkpoint has reached it, and until no mark of unfinished work lies in i
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 import re
 import time
@@ -337,8 +338,9 @@ class Follower:
         try:
             if "://" not in self._dst:
                 os.makedirs(self._dst, exist_ok=True)  # whoever removed it wants new ones all the same
-            plan = plan_conversion(source, destination, **self._asked)
-            receipt = run_plan(plan, destination)
+            planned = functools.partial(plan_conversion, source, destination, **self._asked)
+            plan = planned()
+            receipt = run_plan(plan, destination, again=planned)
         except UsageError as problem:
             if not self._done:  # what is wrong with the first one is wrong with the command
                 raise

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ckpt_core.cli.output import say
 from ckpt_core.sizes import size_text
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from ckpt_core.engine.run import Listener, Progress
+    from ckpt_core.errors import CkptError
+
+T = TypeVar("T")
 
 FIRST = 1.5
 """Seconds until the first word, where there is anything to tell by then."""
@@ -39,6 +42,16 @@ def announced(what: str, first: Callable[[], bool] = lambda: True) -> Iterator[N
         yield
     finally:
         timer.cancel()
+
+
+def steadily_said(work: Callable[[], T]) -> T:
+    """Do what reads a checkpoint, and again if a file was touched meanwhile and may be another one now: that is said on stderr."""
+    from ckpt_core.storage.bytes.watch import steadily
+
+    def tell(problem: CkptError) -> None:
+        say(f"{problem.file} was touched while it was read: all is read again", err=True)
+
+    return steadily(work, tell)()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from ckpt_core.cli.diff import difference_json, options_of_two, show_differences
 from ckpt_core.cli.names import PATH, FormatCommand
 from ckpt_core.cli.options import Size, reading, training_state
 from ckpt_core.cli.output import Page, emit_json, paint, say, shortened
-from ckpt_core.cli.progress import progress
+from ckpt_core.cli.progress import progress, steadily_said
 from ckpt_core.errors import CkptError, UsageError
 from ckpt_core.text import plural
 
@@ -121,7 +121,6 @@ def command(
             "an adapter computes nothing by itself", found=dst, fix="verify the model that it makes of its base"
         )
     kept = recorded.keeps_training if recorded else training
-    source = read_checkpoint(**how, alone=alone, training_state="keep" if kept else "drop")
 
     def read() -> Checkpoint:
         known = None if recorded else config
@@ -134,8 +133,12 @@ def command(
             training_state="keep" if kept else "drop",
         )
 
-    with progress("verifying") as listener:
-        verdict = verify(source, read, recorded, place, how, listener)
+    def verified() -> tuple[Checkpoint, Verdict]:
+        source = read_checkpoint(**how, alone=alone, training_state="keep" if kept else "drop")
+        with progress("verifying") as listener:
+            return source, verify(source, read, recorded, place, how, listener)
+
+    source, verdict = steadily_said(verified)
     report, summed, target = None, None, verdict.target
     if target is not None and (logits or prompt or plot):
         report = _run_both(source, target, tokens, prompt, max_memory)

@@ -170,12 +170,11 @@ class Room:
             )
 
 
-def room_for(plan: Plan, destination: str, spool: str | None = None) -> Room | None:
+def room_for(staging: Staging) -> Room | None:
     """The room for an output, without what an earlier run wrote of it already; None where the file system does not say.
 
-    Of an output that goes to a store it is the room for what waits to be sent, in the folder `spool`.
+    Of an output that goes to a store it is the room for what waits to be sent.
     """
-    staging = staging_at(destination, plan, spool=spool)
     free = free_space(os.path.dirname(staging.folder))
     if free is None:
         return None

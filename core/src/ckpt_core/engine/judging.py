@@ -69,6 +69,7 @@ class Judge:
             return self._of_error(transfer, report)
         if (missing := self._missing(report, mark)) is not None:
             return Fault(missing, lasting=True)
+        self._source.touched.update(report.touched)
         return Done(report.result, report.seconds, report.edges)
 
     def look(self, worker: str, future: Future, todo: Sequence[Transfer]) -> Fault | None:

@@ -7,7 +7,7 @@ and, where a checksum stands in it, for those that the checksum is of: a torch f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ckpt_core.engine.completion import stored_checksums
@@ -37,6 +37,7 @@ class Parts:
         self._order = {path: number for number, path in enumerate(self._files)}
         self._sizes = {path: part_size(file.size) for path, file in self._files.items()}
         self._ahead = ahead
+        self._together: bool | None = None  # the order, once it is chosen
 
     def count(self, path: str) -> int:
         """How many parts a file has: one, if it is empty."""
@@ -69,14 +70,27 @@ class Parts:
     def in_order(self, transfers: Iterable[Transfer]) -> list[Transfer]:
         """Transfers in the order of their places in the files, so that parts fill one after the other.
 
-        The pieces of a tensor stay together: where some lie in the files of all ranks and others in that of one, those of the last
-        rank would otherwise come when all other files were full.
+        The pieces of a tensor stay together where less lies on this machine then: where some lie in the files of all ranks and others in that of
+        one, those of the last rank would otherwise come when all other files were full.
         """
-        places = [(self._place_of(transfer), transfer) for transfer in transfers]
-        first: dict[str, tuple[int, int]] = {}
-        for place, transfer in places:
-            first[transfer.name] = min(place, first.get(transfer.name, place))
-        return [transfer for _, transfer in sorted(places, key=lambda one: (first[one[1].name], one[1].name, one[0]))]
+        listed = list(transfers)
+        if self._together is None:
+            self.choose(listed)
+        places = {transfer.key: self._place_of(transfer) for transfer in listed}
+        return _pieces_together(listed, places) if self._together else _by_place(listed, places)
+
+    def choose(self, transfers: Iterable[Transfer]) -> int:
+        """Choose the order of all transfers of a run: the one in which less lies on this machine. Returns how much: the most bytes of parts that
+        are begun and not whole."""
+        listed = list(transfers)
+        places = {transfer.key: self._place_of(transfer) for transfer in listed}
+        touched = {transfer.key: self.of(transfer) for transfer in listed}
+        together, apart = (
+            self._most_open([touched[transfer.key] for transfer in order(listed, places)])
+            for order in (_pieces_together, _by_place)
+        )
+        self._together = together <= apart
+        return min(together, apart)
 
     def _place_of(self, transfer: Transfer) -> tuple[int, int]:
         places = [(self._order[path], start) for path, start, _ in _extents(transfer)]
@@ -85,9 +99,8 @@ class Parts:
             places = [(self._order[block.path], block.offset) for block in blocks]
         return min(places, default=(0, 0))
 
-    def most_open(self, transfers: Sequence[Transfer]) -> int:
-        """The most bytes of parts that are begun and not whole, while transfers are carried out in this order."""
-        touched = [self.of(transfer) for transfer in transfers]
+    def _most_open(self, touched: Sequence[set[Place]]) -> int:
+        """The most bytes of parts that are begun and not whole, while transfers that touch these parts are carried out in this order."""
         waiting = Counter(place for places in touched for place in places)
         open_, most, begun = 0, 0, set[Place]()
         for number, places in enumerate(touched):
@@ -100,6 +113,21 @@ class Parts:
                 if not waiting[place]:
                     open_ -= self.extent(place)[1]
         return most
+
+
+def _by_place(transfers: Iterable[Transfer], places: Mapping[tuple[str, int], tuple[int, int]]) -> list[Transfer]:
+    return sorted(transfers, key=lambda one: (places[one.key], one.name))
+
+
+def _pieces_together(
+    transfers: Sequence[Transfer], places: Mapping[tuple[str, int], tuple[int, int]]
+) -> list[Transfer]:
+    """The same, and the pieces of a tensor where its first one is."""
+    first: dict[str, tuple[int, int]] = {}
+    for transfer in transfers:
+        place = places[transfer.key]
+        first[transfer.name] = min(place, first.get(transfer.name, place))
+    return sorted(transfers, key=lambda one: (first[one.name], one.name, places[one.key]))
 
 
 def part_size(size: int) -> int:

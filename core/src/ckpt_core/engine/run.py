@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 
 from blake3 import blake3
@@ -15,8 +16,9 @@ from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.records import RecordSums
 from ckpt_core.engine.staging import KEPT, Staging, boot_id
 from ckpt_core.engine.threads import in_threads
+from ckpt_core.engine.touched import Copy, check_resumed, settle, touched_after
 from ckpt_core.engine.transfer import TargetFiles, digests_of
-from ckpt_core.errors import BeingWritten, CkptError, WorkerError
+from ckpt_core.errors import BeingWritten, CkptError, TouchedSource, WorkerError
 from ckpt_core.lean import dataclass
 from ckpt_core.receipt.make import make_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_beside
@@ -54,29 +56,41 @@ def run_plan(
     executor: Executor | None = None,
     listener: Listener | None = None,
     spool: str | None = None,
+    again: Callable[[], Plan] | None = None,
 ) -> Receipt:
     """Carry out `plan` and publish its output at `destination`, a path or the address of a store; `spool` is a folder for what waits to be sent there.
+    `again` makes the plan anew, where a source file was touched and may be another one: without it such a file is an error.
 
     A kill leaves a staging folder from which the same call continues with byte-identical output. An error in
-    the input removes it, an error of the system (a full disk) or of a worker (`WorkerError`) keeps it. Without `sync` the output is left to the kernel
+    the input removes it, an error of the system (a full disk) or of a worker (`WorkerError`) keeps it, and so does `TouchedSource`. Without `sync` the output is left to the kernel
     to write to the disk: a power cut soon after may damage it. What this very plan wrote already, and is whole, is found.
     """
-    staging = staging_at(destination, plan, sync, spool)
+    staging, tell = staging_at(destination, plan, sync, spool), _telling(plan, listener)
     if not overwrite and staging.is_published():
         staging.tidy()
-        return staging.published()
+        receipt = staging.published()
+        later = touched_after(plan.source.files, receipt)
+        if later is not None:
+            tell(f"{later} was touched after this output was made: ckpt verify says whether it is the same still")
+        return receipt
     check_destination(plan, destination, overwrite)
-    room = room_for(plan, destination, spool)
+    room = room_for(staging)
     if room is not None:
         room.check(destination)
-    with staging:
+    kept = Kept.of(plan.bytes_read, plan.bytes_written)
+    source = SourceFiles(plan.source.files, drop=not kept.source)
+    with staging, contextlib.closing(source):
+        check_resumed(staging, plan, source, tell)
         try:
             check_destination(plan, destination, overwrite)  # again: the run that held the lock may have published
-            staging.create(plan.target.files, _telling(plan, listener))
-            crcs = _transfer_all(plan, staging, executor, listener)
+            staging.create(plan.target.files, tell)
+            copied = _copy_all(plan, staging)
+            crcs = _transfer_all(plan, staging, source, copied, kept, executor, listener)
             receipt = _finish(plan, staging, crcs)
-            SourceFiles(plan.source.files).recheck()
-        except (WorkerError, BeingWritten):
+            source.recheck()
+            if source.touched:
+                settle(plan, again, staging.done, [*_copies(plan, copied, receipt)], source, tell)
+        except (WorkerError, BeingWritten, TouchedSource):
             raise
         except CkptError:
             staging.discard()
@@ -96,15 +110,18 @@ def _telling(plan: Plan, listener: Listener | None) -> Callable[[str], None]:
 
 
 def _transfer_all(
-    plan: Plan, staging: Staging, executor: Executor | None, listener: Listener | None
+    plan: Plan,
+    staging: Staging,
+    source: SourceFiles,
+    copied: Mapping[str, int],
+    kept: Kept,
+    executor: Executor | None,
+    listener: Listener | None,
 ) -> Mapping[str, int]:
-    """Write every data file; the CRC-32 of each."""
+    """Write every data file; the CRC-32 of each. Some of it is `copied` already."""
     todo = staging.in_order(transfer for transfer in plan.transfers if transfer.key not in staging.done)
     total = sum(file.size for file in plan.target.files)
     written = sum(result.bytes_written for result in staging.done.values())
-    kept = Kept.of(plan.bytes_read, plan.bytes_written)
-    source = SourceFiles(plan.source.files, drop=not kept.source)
-    copied = {file.path: _copy_excerpts(file, staging.path(file.path)) for file in plan.target.files if file.excerpts}
     written += sum(one.size for file in plan.target.files for one in file.excerpts)
     completion = Completion(plan.target.files, todo, staging.done.values(), copied, staging.path, staging.sync, kept)
     records = RecordSums((transfer.assembly for transfer in plan.transfers), source)
@@ -112,7 +129,6 @@ def _transfer_all(
         records.add(result.records)
     staging.begin(todo)
     with contextlib.ExitStack() as stack:
-        stack.callback(source.close)
         if executor is None:
             sink = TargetFiles(staging.out, staging.sync, staging.spooled, kept)
             stack.callback(sink.close)
@@ -132,7 +148,7 @@ def _transfer_all(
         stack.enter_context(contextlib.closing(finished))
         for transfer, result in finished:
             records.add(result.records)
-            staging.finish(result)
+            staging.finish(result, source.seen(transfer.paths))
             completion.written(transfer, result)
             staging.advance(transfer)
             written += result.bytes_written
@@ -141,17 +157,36 @@ def _transfer_all(
     return completion.crcs
 
 
-def _copy_excerpts(file: OutputFile, path: str) -> int:
-    """Copy what an output file has of other files; what that is to the CRC-32 of the whole, as a remainder."""
+def _copy_all(plan: Plan, staging: Staging) -> dict[str, int]:
+    """Copy what output files have of other files; what that is to the CRC-32 of each, as a remainder."""
+    copied = {}
+    for file in plan.target.files:
+        if file.excerpts:
+            with written(staging.path(file.path)) as descriptor:
+                copied[file.path] = _copy_excerpts(file, descriptor)
+    return copied
+
+
+def _copy_excerpts(file: OutputFile, descriptor: int | None = None) -> int:
+    """Copy the excerpts of an output file; what they are to the CRC-32 of the whole, as a remainder. Without a descriptor they are only read."""
     whole = 0
-    with written(path) as descriptor:
-        for one in file.excerpts:
-            offset = one.offset
-            for piece in Extent(one.source, one.start, one.size).pieces():
+    for one in file.excerpts:
+        offset = one.offset
+        for piece in Extent(one.source, one.start, one.size).pieces():
+            if descriptor is not None:
                 pwrite_all(descriptor, memoryview(piece), offset)
-                offset += len(piece)
-                whole ^= crc32.shifted(crc32.remainder(piece), file.size - offset)
+            offset += len(piece)
+            whole ^= crc32.shifted(crc32.remainder(piece), file.size - offset)
     return whole
+
+
+def _copies(plan: Plan, copied: Mapping[str, int], receipt: Receipt) -> Iterator[Copy]:
+    """What is copied as it is: the excerpts of each output file, and sidecars."""
+    for file in (one for one in plan.target.files if one.excerpts):
+        sources = {one.source for one in file.excerpts}
+        yield Copy(sources, copied[file.path], functools.partial(_copy_excerpts, file))
+    for path, sidecar in plan.target.sidecars.items():
+        yield Copy({sidecar.path}, receipt.documents[path], functools.partial(_digest, sidecar.extent))
 
 
 def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:
@@ -184,6 +219,13 @@ def _finish(plan: Plan, staging: Staging, crcs: Mapping[str, int]) -> Receipt:
     _write_document(staging.path(RECEIPT), [receipt.text().encode()])
     staging.to_disk([*plan.outputs, RECEIPT])
     return receipt
+
+
+def _digest(extent: Extent) -> str:
+    digest = blake3()
+    for piece in extent.pieces():
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _write_document(path: str, pieces: Iterable[bytes]) -> str:

@@ -167,7 +167,7 @@ class Spool(Staging):
             return whole + small
         largest = max((self._parts.extent(place)[1] for place in self._parts.all()), default=0)
         copied = sum(one.size for file in self._plan.target.files for one in file.excerpts)
-        begun = self._parts.most_open(self.in_order(self._plan.transfers))
+        begun = self._parts.choose(self._plan.transfers)
         return min(whole, begun + copied + QUEUE * largest) + small
 
     # --- while it runs

@@ -44,6 +44,7 @@ from ckpt_core.storage.bytes.output import OutputFile
 SUFFIX = UNFINISHED
 TOKEN = "token"
 KEPT = "then repeat the same command: what is done is kept"
+SOURCE_CHANGED = "one of the same options, of the source as it was then", "one of the source as it is: it changed"
 _JOURNAL = "journal.jsonl"
 _FIRST_BYTES = b'{"ckpt": "'  # of every journal
 _SYNCS = 8
@@ -85,6 +86,8 @@ class Staging:
         asked = {"source": plan.source.path, "options": dict(plan.options)}
         self.head = {"ckpt": __version__, "plan": plan.hash, "boot": boot_id(), **asked}
         self.done: dict[tuple[str, int], Result] = {}
+        self.seen: dict[tuple[str, int], str] = {}
+        """Of each finished piece, how the files that it was read from are known again (`SourceFiles.seen`)."""
 
     def __enter__(self) -> Staging:
         try:
@@ -198,27 +201,30 @@ class Staging:
 
     def _resume(self) -> None:
         self._journal.seek(0)
-        head, done, size = _read_journal(self._journal.readall())
+        head, done, seen, size = _read_journal(self._journal.readall())
         if not head:
             self._restart()
             return
         if head.get("plan") != self.head["plan"]:
-            moved = self._aside[self.destination]
-            kept = f" after saving {moved}, which it was to replace" if os.path.lexists(moved) else ""
-            was, wanted = self.differences(head)
-            raise CkptError(
-                "an unfinished conversion of something else is in the way",
-                file=self.folder,
-                found=was,
-                expected=wanted,
-                fix=f"repeat the old command, or remove that folder{kept}",
-            )
+            raise self.in_the_way(*self.differences(head))
         self._check_files()
         if not self.head["boot"] or head.get("boot") != self.head["boot"]:
             self._restart()
             return
         self._journal.truncate(size)
-        self.done = done
+        self.done, self.seen = done, seen
+
+    def in_the_way(self, was: str, wanted: str) -> CkptError:
+        """The error about a folder of another conversion: what it is of, and what is wanted now."""
+        moved = self._aside[self.destination]
+        kept = f" after saving {moved}, which it was to replace" if os.path.lexists(moved) else ""
+        return CkptError(
+            "an unfinished conversion of something else is in the way",
+            file=self.folder,
+            found=was,
+            expected=wanted,
+            fix=f"repeat the old command, or remove that folder{kept}",
+        )
 
     def _journal_bytes(self) -> bytes:
         """The content of the journal, which must be a regular file without a second name. `FileNotFoundError` if there is none."""
@@ -244,7 +250,7 @@ class Staging:
         if recorded_plan(receipt_path(self.destination)) != self.head["plan"] or not is_whole(self.destination):
             return False
         try:
-            head, done, _ = _read_journal(self._journal_bytes())
+            head, done, _, _ = _read_journal(self._journal_bytes())
         except (FileNotFoundError, NotADirectoryError):  # it is removed last
             return True
         pieces = {transfer.key for transfer in self._plan.transfers}
@@ -262,7 +268,7 @@ class Staging:
         old, new = _asked(other), _asked(self.head)
         apart = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if not apart:
-            return "one of the same options, of the source as it was then", "one of the source as it is: it changed"
+            return SOURCE_CHANGED
         was, wanted = (", ".join(f"{name} {side.get(name, 'not given')}" for name in apart) for side in (old, new))
         return f"one with {was}", f"one with {wanted}"
 
@@ -292,10 +298,10 @@ class Staging:
         with naming(self._journal_path):
             self._journal.write(json.dumps(record).encode() + b"\n")
 
-    def finish(self, result: Result) -> None:
-        """Note that a piece is written."""
-        self.done[result.key] = result
-        self._append({name: getattr(result, name) for name in Result.__slots__})
+    def finish(self, result: Result, seen: str) -> None:
+        """Note that a piece is written, and what was `seen` of its files."""
+        self.done[result.key], self.seen[result.key] = result, seen
+        self._append({name: getattr(result, name) for name in Result.__slots__} | {"seen": seen})
 
     # --- the files
 
@@ -415,10 +421,13 @@ class Staging:
 _CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def _read_journal(data: bytes) -> tuple[dict[str, object], dict[tuple[str, int], Result], int]:
-    """The first line, the finished pieces, and the number of bytes before the first line that is cut short or damaged."""
+def _read_journal(
+    data: bytes,
+) -> tuple[dict[str, object], dict[tuple[str, int], Result], dict[tuple[str, int], str], int]:
+    """The first line, the finished pieces, what was seen of their files, and the number of bytes before the first line that is cut short or damaged."""
     head: dict[str, object] = {}
     done: dict[tuple[str, int], Result] = {}
+    seen: dict[tuple[str, int], str] = {}
     size = 0
     for line in data.splitlines(keepends=True):
         if not line.endswith(b"\n"):
@@ -426,14 +435,15 @@ def _read_journal(data: bytes) -> tuple[dict[str, object], dict[tuple[str, int],
         try:
             record = json.loads(line)
             if size:
+                of_files = str(record.pop("seen"))
                 result = Result(**record)
-                done[result.key] = result
+                done[result.key], seen[result.key] = result, of_files
             else:
                 head = dict(record)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             break
         size += len(line)
-    return head, done, size
+    return head, done, seen, size
 
 
 def _asked(said: Mapping[str, object]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The states of all source files of a run, as a file in its staging folder: 24,288 files are 3 MB, too much to go with every task.
 
-Lines of JSON, each `[path, size, mtime_ns]`. What lies in a store is not among them, for its address may be signed, and a
+Lines of JSON, each `[path, size, mtime_ns, ctime_ns]`. What lies in a store is not among them, for its address may be signed, and a
 signature is written to no file.
 """
 
@@ -21,7 +21,9 @@ STATES = "sources"
 def write_states(folder: str, states: Iterable[FileState]) -> str:
     """Write the states into a staging folder; the digest by which workers know them."""
     local = (state for state in states if state.remote is None)
-    data = "".join(json.dumps([state.path, state.size, state.mtime_ns]) + "\n" for state in local).encode()
+    data = "".join(
+        json.dumps([state.path, state.size, state.mtime_ns, state.ctime_ns]) + "\n" for state in local
+    ).encode()
     with written(os.path.join(folder, STATES), os.O_CREAT | os.O_TRUNC) as descriptor:
         pwrite_all(descriptor, memoryview(data), 0)
     return blake3(data).hexdigest()
@@ -44,6 +46,10 @@ class KnownStates:
                     data = file.read()
                 if blake3(data).hexdigest() != digest:
                     return None
-                found = (FileState(*json.loads(line)) for line in data.splitlines())
+                found = (_state(*json.loads(line)) for line in data.splitlines())
                 self._digest, self._states = digest, {state.path: state for state in found}
             return self._states
+
+
+def _state(path: str, size: int, mtime_ns: int, ctime_ns: int) -> FileState:
+    return FileState(path, size, mtime_ns, ctime_ns=ctime_ns)

@@ -17,8 +17,9 @@ Finished = Generator[tuple[Transfer, Result], None, None]
 """Transfers in the order in which they were finished."""
 
 
-def in_threads(todo: Sequence[Transfer], source: SourceFiles, sink: TargetFiles, workers: int) -> Finished:
-    """Carry out transfers in threads of this process, or in this one where there is little to do; the first error ends it."""
+def in_threads(todo: Sequence[Transfer], source: SourceFiles, sink: TargetFiles | None, workers: int) -> Finished:
+    """Carry out transfers in threads of this process, or in this one where there is little to do; the first error ends it. Without a sink
+    nothing is written."""
     if sum(transfer.bytes_read for transfer in todo) < _FEW:
         yield from ((transfer, run_transfer(transfer, source, sink)) for transfer in todo)
         return

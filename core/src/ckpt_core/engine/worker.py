@@ -85,7 +85,7 @@ class Report:
     """What a worker says of one task: the result and traces of what it wrote, or the error that kept it from the task.
 
     `secret` is the one in the mark of the task, `room` the bytes that are free where the output goes, if it was asked for them. `edges`
-    are bytes that it left to the coordinator.
+    are bytes that it left to the coordinator. `touched` are source files that were touched before it opened them, where it is on the coordinator's machine.
     """
 
     host: str
@@ -94,6 +94,7 @@ class Report:
     secret: str = ""
     samples: tuple[Sample, ...] = ()
     edges: tuple[Edge, ...] = ()
+    touched: tuple[str, ...] = ()
     error: Exception | None = None
     room: int | None = None
 
@@ -161,7 +162,7 @@ def _check_software(software: str) -> None:
         )
 
 
-def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...], tuple[Edge, ...]]:
+def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...], tuple[Edge, ...], tuple[str, ...]]:
     sink = WorkerSink(run)
     try:
         states = _states(run, sink)
@@ -174,12 +175,14 @@ def _carried_out(run: Run, task: Task) -> tuple[Result, str, tuple[Sample, ...],
             result = run_transfer(task.transfer, source, sink)
         finally:
             source.close()
-        if run.sync and boot_id() != run.boot:
+        here = boot_id() == run.boot
+        if run.sync and not here:
             sink.to_disk()
         secret = marks.end(sink.staging, task.mark)
     finally:
         sink.close()  # and with it, on NFS, what was written goes to the server
-    return result, secret, tuple(sink.samples.values()), tuple(sink.edges)
+    touched = tuple(source.touched) if here else ()  # elsewhere the time of a change may be another one
+    return result, secret, tuple(sink.samples.values()), tuple(sink.edges), touched
 
 
 _KNOWN = KnownStates()

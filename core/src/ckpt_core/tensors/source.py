@@ -6,16 +6,20 @@ import contextlib
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+
+from blake3 import blake3
 
 from ckpt_core import numpy as np
 from ckpt_core.errors import FormatError
 from ckpt_core.layout import Tile
 from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
-from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
+from ckpt_core.storage.bytes.files import FileState, OpenFiles, Use, pread_into
 from ckpt_core.storage.bytes.pagecache import ReadOnce
 from ckpt_core.storage.bytes.stored import opened
+from ckpt_core.storage.bytes.watch import touched
 from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.scratch import place_between, scratch
 from ckpt_core.storage.tensor import Quantised, Record
@@ -38,6 +42,7 @@ class SourceFiles:
     def __init__(self, states: Iterable[FileState], drop: bool = False) -> None:
         self._states = {state.path: state for state in states}
         self._files = OpenFiles()
+        self.touched = self._files.touched
         self._read_into = ReadOnce().read_into if drop else pread_into
         self._inflated: dict[str, Inflated | None] = {}
         self._norms: dict[str, np.ndarray] = {}
@@ -51,6 +56,15 @@ class SourceFiles:
         """What those of these files that lie in a store were when the plan was made."""
         states = (self._states[path] for path in sorted(paths) if path in self._states)
         return tuple(state for state in states if state.remote is not None)
+
+    def seen(self, paths: Iterable[str]) -> str:
+        """How this machine knows again what these files are: another text when one of them was touched. Empty if one was touched already
+        before it was opened, so that nobody knows what was read."""
+        listed = sorted(paths)
+        if not self.touched.isdisjoint(listed):
+            return ""
+        states = (self._states[path] for path in listed if path in self._states)
+        return blake3("".join(f"{one.ctime_ns} {one.inode}\n" for one in states).encode()).hexdigest(16)
 
     def chunks(
         self, assembly: LazyParameter, elements: int, start: int, stop: int, sums: Counter[str], targets: Iterable[int]
@@ -210,20 +224,16 @@ class SourceFiles:
                 found.append(stored_rows(one, 0, 1, 0, 0, 1, read).copy())
         return found
 
-    @contextlib.contextmanager
-    def _reading(self, path: str) -> Iterator[ReadInto]:
-        """How to read a file: its own bytes, or, of a tar in gzip, the inflated ones."""
+    def _reading(self, path: str) -> contextlib.AbstractContextManager[ReadInto]:
+        """How to read a file (`with`): its own bytes, or, of a tar in gzip, the inflated ones."""
         state = self._states.get(path)
         if path not in self._inflated:
             self._inflated[path] = inflated(path, state)
         if (contents := self._inflated[path]) is not None:
-            yield contents.read_into
-            return
+            return contextlib.nullcontext(contents.read_into)
         if state is not None and state.remote is not None:
-            yield opened(path, state).read_into
-            return
-        with self._files.descriptor(path, state) as descriptor:
-            yield functools.partial(self._read_into, descriptor, path=path)
+            return contextlib.nullcontext(opened(path, state).read_into)
+        return _Reading(self._files.descriptor(path, state), self._read_into, path)
 
     def _compare(
         self, assembly: LazyParameter, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None
@@ -309,12 +319,34 @@ class SourceFiles:
         record.check(crc)
 
     def recheck(self) -> None:
-        """Raise `FormatError` if any source file changed since the plan was made."""
-        for state in self._states.values():
-            state.recheck()
+        """Raise `FormatError` if any source file changed since the plan was made; `touched` then has those that were touched."""
+        self.touched.update(path for path, state in self._states.items() if not state.recheck())
+
+    def check_untouched(self) -> None:
+        """Raise `FormatError` if any source file changed since, and `TouchedSource` if one was touched: for whoever can do all of it again."""
+        self.recheck()
+        if self.touched:
+            raise touched(min(self.touched))
 
     def close(self) -> None:
         self._files.close()
+
+
+class _Reading:
+    """How to read a file while its descriptor is in use. It is a class for the reason that `storage.bytes.files` gives."""
+
+    __slots__ = ("_path", "_read_into", "_use")
+
+    def __init__(self, use: Use, read_into: Callable[..., None], path: str) -> None:
+        self._use, self._read_into, self._path = use, read_into, path
+
+    def __enter__(self) -> ReadInto:
+        return functools.partial(self._read_into, self._use.__enter__(), path=self._path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._use.__exit__(kind, error, trace)
 
 
 def _parts(blocks: Iterable[StoredPart], box: Box) -> list[tuple[StoredPart, Loops]]:

@@ -33,8 +33,14 @@ def load_model(
     """What `ckpt_hf.load_model` does, which says the arguments and the errors; this module needs torch and transformers."""
     from ckpt_core import open_checkpoint
 
-    with open_checkpoint(path, format=format, config=config, options=options, weights=weights) as opened:
-        return build(opened.checkpoint, dtype, max_bytes)
+    def built() -> PreTrainedModel:
+        with open_checkpoint(path, format=format, config=config, options=options, weights=weights) as opened:
+            return build(opened.checkpoint, dtype, max_bytes)
+
+    try:
+        return built()
+    except errors.TouchedSource:  # while it was read: it may be another one now, and mostly is the same
+        return built()
 
 
 def build(checkpoint: Checkpoint, dtype: str = "keep", max_bytes: int | None = None) -> PreTrainedModel:
@@ -109,6 +115,7 @@ def state_dict(checkpoint: Checkpoint) -> tuple[Mapping[str, object], dict[str, 
                     view[...] = lazy.tile_view(values, tile, box)
             tensor = torch.from_numpy(flat.view(np.int16) if dtype.name == "bf16" else flat)
             state[native.name] = (tensor.view(torch.bfloat16) if dtype.name == "bf16" else tensor).reshape(native.shape)
+        source.check_untouched()
     finally:
         source.close()
     config = {"architectures": [fit.family.class_name], "model_type": fit.family.model_type, **fit.config}

@@ -1,8 +1,11 @@
 """Files of this machine, which may change, vanish or lie while we read.
 
 Files are read with `pread`, never mapped: a mapped file that is truncated kills the process with
-SIGBUS, a short `pread` is an error message. A file is identified by size and modification time when
-it is first seen; every later open checks both.
+SIGBUS, a short `pread` is an error message. A file is identified when it is first seen; every later open looks again.
+
+    size, modification time     another one: the file changed, which is an error
+    inode, change of its state  another one: somebody touched it (a copy over it, a restored time, but also a hard link or
+                                `chmod`): whoever reads it finds out whether its contents are the same
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import field
 
 from ckpt_core.errors import FormatError
 from ckpt_core.lean import dataclass
+from ckpt_core.storage.bytes import watch
 from ckpt_core.storage.bytes.home import check_at_home
 from ckpt_core.storage.bytes.pointers import LONGEST, pointer_in
 from ckpt_core.storage.bytes.remote import object_at, ranges
@@ -27,7 +32,7 @@ from ckpt_core.storage.bytes.remote.objects import Object, changed
 # that fails, no permission) is one of the machine: nothing is wrong with the file, and work that is done stays.
 _WRONG_PATHS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 _MOST_OPEN = 128
-_FOLIO = 512 << 10
+_FOLIO = 256 << 10
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -39,12 +44,18 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What a file was when the plan was made; `remote` is the object that its path stands for, if it is not of this machine."""
+    """What a file was when the plan was made; `remote` is the object that its path stands for, if it is not of this machine.
+
+    `ctime_ns` and `inode` (0 where they are not known) tell more to the machine that saw them: see `is_untouched`. On another machine, or
+    after a mount, they may be others.
+    """
 
     path: str
     size: int
     mtime_ns: int
     remote: Object | None = None
+    ctime_ns: int = field(default=0, compare=False)
+    inode: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, path: str | os.PathLike) -> FileState:
@@ -54,32 +65,47 @@ class FileState:
                 _check_itself(ranges.read(remote, 0, remote.size), path)
             return cls(os.fspath(path), remote.size, remote.modified_ns, remote)
         try:
-            status = os.stat(path)
+            status = watch.seen(path, os.stat, path)
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
         _check_regular(status, path)
         if status.st_size <= LONGEST:  # it may be a pointer to the file: opening it tells
             os.close(open_regular(path))
-        return cls(os.fspath(path), status.st_size, status.st_mtime_ns)
+        return cls(os.fspath(path), status.st_size, status.st_mtime_ns, None, status.st_ctime_ns, status.st_ino)
 
-    def recheck(self) -> None:
-        """Raise `FormatError` if the file is not what it was any more."""
+    def recheck(self) -> bool:
+        """Whether the file is untouched; `FormatError` if it is not what it was any more."""
         if self.remote is None:
-            if FileState.of(self.path) != self:
-                self.check(os.stat(self.path))
-        elif (now := ranges.now(self.remote)) != self.remote:
+            status = _as_opened(self.path)
+            self.check(status)
+            return self.is_untouched(status)
+        if (now := ranges.now(self.remote)) != self.remote:
             raise changed(self.remote, f"{now.size} bytes, version {now.version}")
+        return True
 
     def check(self, status: os.stat_result) -> None:
         """Raise `FormatError` if the file is no longer what it was."""
-        if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise FormatError(
-                "the file changed while it was being read",
-                file=self.path,
-                found=f"{status.st_size} bytes, modified at {status.st_mtime_ns}",
-                expected=f"{self.size} bytes, modified at {self.mtime_ns}",
-                fix="let the writer finish, then run again",
-            )
+        was, now = (self.size, self.mtime_ns), (status.st_size, status.st_mtime_ns)
+        if now != was:
+            raise watch.changed(self.path, was, now)
+
+    def is_untouched(self, status: os.stat_result) -> bool:
+        """Whether nobody put another file in its place, wrote to it, or changed anything about it, as far as that is known.
+
+        No program can set the time of such a change back. So it tells of a file whose size and modification time were restored.
+        """
+        known = {self.ctime_ns: status.st_ctime_ns, self.inode: status.st_ino}
+        return all(now == was or not was for was, now in known.items())
+
+
+def _as_opened(path: str) -> os.stat_result:
+    """The state of a file as whoever opens it sees it: a client of NFS then asks the server, and for `stat` it may answer what it knew
+    up to a minute ago."""
+    descriptor = open_regular(path)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Folder:
@@ -106,7 +132,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise unreadable(path, error) from error
     try:
-        status = os.fstat(descriptor)
+        status = watch.seen(path, os.fstat, descriptor)
         _check_regular(status, path)
         if status.st_size <= LONGEST or not stat.S_IMODE(
             status.st_mode
@@ -208,10 +234,12 @@ class OpenFiles:
 
     def __init__(self, written_in: Folder | None = None, limit: int | None = None) -> None:
         self._written_in, self._limit = written_in, limit or _usual_limit()
+        self.touched: set[str] = set()
+        """The files that are what they were by size and modification time, and were touched before they were opened."""
         self._open: OrderedDict[str, list[int]] = OrderedDict()  # path -> [descriptor, users]
         self._lock = threading.Lock()
 
-    def descriptor(self, path: str, state: FileState | None = None) -> _Use:
+    def descriptor(self, path: str, state: FileState | None = None) -> Use:
         """A descriptor of `path` that stays open inside the block (`with`); checked against `state` when it is opened."""
         with self._lock:
             entry = self._open.get(path)
@@ -220,7 +248,7 @@ class OpenFiles:
                 self._open[path] = entry
             self._open.move_to_end(path)
             entry[1] += 1
-        return _Use(self, path, entry)
+        return Use(self, path, entry)
 
     def _release(self, entry: list[int]) -> None:
         with self._lock:
@@ -235,11 +263,14 @@ class OpenFiles:
             return open_written(path, folder=self._written_in)
         descriptor = open_regular(path)
         if state is not None:
+            status = os.fstat(descriptor)
             try:
-                state.check(os.fstat(descriptor))
+                state.check(status)
             except FormatError:
                 os.close(descriptor)
                 raise
+            if not state.is_untouched(status):
+                self.touched.add(path)
         return descriptor
 
     def _close(self, path: str) -> None:
@@ -268,7 +299,7 @@ class OpenFiles:
             raise failures[0]
 
 
-class _Use:
+class Use:
     """A descriptor in use by one block. It is a class, as every chunk has several, and a generator takes three times as long."""
 
     __slots__ = ("_entry", "_files", "_path")
@@ -300,10 +331,10 @@ def pread_into(descriptor: int, view: memoryview, offset: int, path: str) -> Non
 
 
 def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
-    """Write all of `view` at `offset`, at most `_FOLIO` bytes and a little more at a time.
+    """Write all of `view` at `offset`, at most `_FOLIO` bytes of a long one at a time.
 
-    For a longer write the kernel takes folios of 1 or 2 MiB. Under a hypervisor that has free memory back in blocks of that size, these are the
-    blocks that it gave back, and taking one again costs more than all else: writing a GB took 1.8 s of CPU time in place of 0.15.
+    The kernel makes folios of the page cache as large as a write, up to 2 MiB. Under a hypervisor that takes free memory back, large free blocks are those
+    that it took, and each of their pages costs more than all else when it is written again: a GB in writes of 2 MiB took 1.8 s of CPU time, and 0.15 in these.
     """
     while len(view):
         count = os.pwrite(descriptor, view if len(view) < 2 * _FOLIO else view[: _FOLIO - offset % _FOLIO], offset)

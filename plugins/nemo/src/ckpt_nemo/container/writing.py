@@ -240,6 +240,7 @@ class NemoBuilder(TargetBuilder):
             held=held,
             config=config,
             single_file=container == "nemo",
+            says=lightning.SAID,
         )
 
     def _pack(self, members: Mapping[str, disk.OutputFile | bytes]) -> None:
