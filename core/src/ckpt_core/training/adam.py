@@ -12,6 +12,7 @@ from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import of_shards, whole
+from ckpt_core.text import plural
 from ckpt_core.training.moments import MOMENTS, Kind
 from ckpt_core.training.state import ADAM, ADAMW, Group
 
@@ -152,7 +153,7 @@ def missed_steps(step: int, iterations: int | None, loss_scale: float | None, co
     """That an optimizer made fewer steps than the model, which nothing explains: no loss scale is there that skips some. `counter` is what counts `iterations`."""
     if iterations is None or loss_scale is not None or iterations <= step:
         return []
-    subject = f"an optimizer that made {step} steps, {iterations - step} less than the model"
+    subject = f"an optimizer that made {plural(step, 'step')}, {iterations - step:,} less than the model"
     why = f"{counter} counts {iterations}, and no loss scale is there that skips steps: is the optimizer of an older checkpoint, or was it begun anew?"
     return [Loss("assumed", subject, why)]
 
