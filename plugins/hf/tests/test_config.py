@@ -9,7 +9,7 @@ import pkgutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from ckpt_core.api import config_architecture
 from ckpt_core.architecture import facts_of
@@ -175,6 +175,36 @@ def test_an_unknown_key_is_refused_with_the_nearest(family: str, tmp_path: Path)
     assert "unknown config key 'num_atention_heads'" in caught.value.problem
     assert caught.value.fix == "did you mean 'num_attention_heads'?"
     assert caught.value.file.endswith("config.json")
+
+
+def test_a_theta_beside_the_parameters_of_version_5_is_theirs(tmp_path: Path) -> None:
+    """Who writes `rope_parameters` and no `rope_scaling` writes for version 5, which takes a theta from beside them."""
+    linear = {"rope_type": "linear", "factor": 2.0}
+    plain = {key: value for key, value in base("llama").items() if key not in ("rope_theta", "rope_scaling")}
+    inside = write(plain | {"rope_parameters": linear | {"rope_theta": 5000.0}}, tmp_path / "inside")
+    beside = plain | {"rope_parameters": linear, "rope_theta": 5000.0}
+    assert config_architecture(str(write(beside, tmp_path / "beside"))) == config_architecture(str(inside))
+    with pytest.raises(CkptError, match="disagree"):
+        config_architecture(str(write(beside | {"rope_scaling": None}, tmp_path / "null")))
+
+
+def test_a_kind_of_layer_can_not_say_that_yarn_is_not_truncated(tmp_path: Path) -> None:
+    """transformers looks for `truncate` beside the kinds of layers, where it can't be (modeling_rope_utils.py, 5.24)."""
+    config = CONFIG_MAPPING["gemma3_text"](num_hidden_layers=6).to_dict()
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e6}
+    config |= {
+        "architectures": ["Gemma3ForCausalLM"],
+        "rope_parameters": config["rope_parameters"] | {"full_attention": yarn},
+    }
+    architecture = config_architecture(str(write(config, tmp_path / "hf")))
+    assert architecture is not None
+    facts = facts_of(architecture)
+    facts["attention.rotary.scaling.truncate"] = False
+    with pytest.raises(CkptError, match="whatever is said of a kind of layer"):
+        BY_TYPE["gemma3_text"].config.write(facts, {})
+    yarn["truncate"] = False
+    with pytest.raises(CkptError, match="reads no 'truncate' of a kind of layer"):
+        config_architecture(str(write(config, tmp_path / "hf")))
 
 
 def test_all_problems_of_a_config_are_reported_at_once(tmp_path: Path) -> None:

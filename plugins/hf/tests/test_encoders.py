@@ -17,6 +17,7 @@ from ckpt_core.architecture import Architecture
 from ckpt_core.errors import CkptError
 from ckpt_core.reference import Inputs, forward
 from ckpt_core.testing import example, write_ir
+from ckpt_tests import judged
 from ckpt_tests.folders import assert_same_bits
 
 PADDING = 5
@@ -270,3 +271,14 @@ def test_a_pooler_beside_a_head_for_masked_tokens_is_left_by_name(tmp_path: Path
     receipt = convert(tmp_path / "hf", tmp_path / "back", to="hf")
     assert_same_bits(load_file(tmp_path / "back/model.safetensors"), stored)
     assert "roberta.pooler.*" in {loss["subject"] for loss in receipt.body["losses"]}
+
+
+def test_a_model_without_types_of_tokens_is_no_bert(tmp_path: Path) -> None:
+    """BERT of transformers looks types up in a table even of no rows, and fails: DistilBERT is the class that runs."""
+    judged.build("distilbert", tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "ir", to="ir")
+    (tmp_path / "ir/ckpt-receipt.json").unlink()
+    convert(tmp_path / "ir", tmp_path / "out", to="hf")
+    assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == ["DistilBertForMaskedLM"]
+    with pytest.raises(CkptError, match=r"type_vocab_size is a positive whole number[^\0]*tokens.types = 0"):
+        convert(tmp_path / "ir", tmp_path / "bert", to="hf", options={"hf_class": "BertForMaskedLM"})

@@ -110,6 +110,11 @@ class Key(Entry):
                 expected=problem.expected,
                 fact=self.paths,
             ) from None
+        if said is not None and self.type is not None and self.type.read(said) is None:
+            # What a framework does not read it can't run: BERT without types of tokens fails at a table without rows.
+            raise Refusal(
+                f"{self.key} is {self.type.words}", found=f"{self.paths[0]} = {str(value)[:60]}", fact=self.paths
+            )
         config.update(dict.fromkeys(self.keys if self.written_as_all else (self.key,), said))
 
     def _multiple(self, value: int, unit: int) -> int:

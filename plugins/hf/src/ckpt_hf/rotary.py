@@ -106,7 +106,9 @@ def rotary_keys(
             scaling, parameters = (_stretched(one, theta, facts[head_dim]) for one in (scaling, parameters))
         # transformers 5 writes a fraction beside rope_parameters, too (configuration_glm4.py), where the one inside counts
         by_four = scaling is not None or (given if parameters is None else "rope_theta" in given)
-        four = {**(scaling or {}), **given} if by_four else None
+        # who writes rope_parameters and no rope_scaling, not even null, writes for version 5: a theta beside them is theirs
+        flat_scaling = parameters if scaling is None and "rope_scaling" not in config else scaling
+        four = {**(flat_scaling or {}), **given} if by_four else None
         five = {**given, **parameters} if parameters is not None else None
         readings = [_facts(one, config, default_theta, partial) for one in (four, five) if one is not None]
         if len(readings) == 2 and readings[0] != readings[1]:
@@ -320,6 +322,12 @@ def rotary_by_window(
         full |= scaling
         full.setdefault("rope_theta", default_theta if theta is None else theta)
         sliding.setdefault("rope_theta", sliding_theta if own is None else own)
+        if any(one.get("truncate") is False for one in (full, sliding)):
+            raise CkptError(
+                "transformers reads no 'truncate' of a kind of layer, and truncates (modeling_rope_utils.py, 5.24)",
+                found="truncate = false",
+                fix="delete the key from config.json: the model is then what transformers computes",
+            )
         readings = [(full, sliding)]
         if not (theta is None and own is None and not scaling):
             whole = default_theta if theta is None else theta
@@ -350,6 +358,12 @@ def rotary_by_window(
                 )
         if any(said["fraction"] != 1.0 for said in of_kind.values()):
             raise Refusal("it always rotates whole heads", found=f"{path}.fraction = {facts[f'{path}.fraction']}")
+        if any(said["scaling.truncate"] is False for said in of_kind.values()):
+            raise Refusal(
+                "it truncates the range of yarn, whatever is said of a kind of layer",
+                found=f"{path}.scaling.truncate = False",
+                fact=f"{path}.scaling.truncate",
+            )
         usual = {False: {"theta": default_theta}, True: {"theta": sliding_theta}}
         full, sliding = (of_kind.get(kind, usual[kind]) for kind in (False, True))
         if not sliding_key and True not in of_kind:
