@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from ckpt_core import convert, open_checkpoint
+from ckpt_core.cli.main import main
 from ckpt_core.errors import CkptError, NotCarried
 from ckpt_core.testing import example, write_ir
 from ckpt_core.training import MOMENTS, Group, Training, named, to_json
@@ -290,3 +291,17 @@ def test_the_files_say_what_a_run_is_told(tmp_path: Path) -> None:
         curve = ("min_lr", "lr_warmup_steps", "lr_decay_steps", "lr_decay_style")  # nothing of it is invented
         assert [schedule[key] for key in curve] == [None] * 4 and "start_wd" not in schedule
         assert GPT.keys & vars(common["args"]).keys()
+
+
+@pytest.mark.parametrize("clip", [0.25, 1.0])
+def test_a_launch_says_what_no_checkpoint_tells_megatron(
+    clip: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in runs("hf-trainer"):
+        convert(run.checkpoint, tmp_path / "ir", to="ir", training_state="keep")
+        file = tmp_path / "ir" / "training" / "training.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"clip_grad": clip, "consumed_samples": 24}))
+        convert(tmp_path / "ir", tmp_path / "run", to="megatron", training_state="keep")
+        assert main(["launch", str(tmp_path / "run")]) in (0, None)
+        said = capsys.readouterr().out
+        assert "--weight-decay 0.1" in said and ("--clip-grad 0.25" in said) == (clip == 0.25)

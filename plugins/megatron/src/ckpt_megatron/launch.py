@@ -87,6 +87,7 @@ _OF_FSDP = (
     "Megatron-FSDP is asked for with --use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params"
     " --use-distributed-optimizer --bf16, as 0.19 has them."
 )
+_CLIP = 1.0  # the default of --clip-grad
 _EOD_COUNTED = "0.17"  # until then the NullTokenizer has one token more than it is told of
 
 MODEL = tuple(sorted((GPT.keys | MLA.keys) - {*_TOKENS, *_RUNNING, "orig_vocab_size"} - _OF_TOKENIZER))
@@ -150,7 +151,7 @@ def _launch(target: Target, destination: str, resumed: bool, version: str) -> la
         tuple(one for one in found if one.words or not one.silent),
         unsaid=tuple(one for one in found if one.silent and not one.words),
         fix="choose another version with -o megatron_version=",
-        notes=_notes(args, resumed),
+        notes=(*_notes(args, resumed), *_stepping(target)),
     )
 
 
@@ -179,6 +180,20 @@ def _notes(args: Mapping[str, Any], resumed: bool) -> tuple[str, ...]:
     if not args.get("tokenizer_model"):
         notes.append("NullTokenizer stands for your tokenizer, which has as many tokens.")
     return tuple(notes)
+
+
+def _stepping(target: Target) -> Iterator[str]:
+    """What a run that goes on must be told of its optimizer's steps: a loader takes no clipping from the files, and the weight decay with the curve alone."""
+    args, training = target.config, target.training
+    if training is None:
+        return
+    told = []
+    if args.get("override_opt_param_scheduler"):
+        told.append(f"--weight-decay {max(group.weight_decay for group in training.groups):g}")
+    if args.get("clip_grad") not in (None, _CLIP):
+        told.append(f"--clip-grad {args['clip_grad']:g}")
+    if told:
+        yield f"The run goes on as it was with {' '.join(told)}, which Megatron-LM does not take from the checkpoint."
 
 
 def _argument(name: str, value: Any, version: str, latent: bool, takes: bool) -> launches.Argument | None:
