@@ -24,7 +24,6 @@ import argparse
 import functools
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -343,10 +342,19 @@ def compared_table(results: list[Compared], sides: list[Side]) -> str:
 
 
 def _remove(path: Path) -> None:
-    """A folder, or a file with the receipt beside it."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.unlink(missing_ok=True)
-    path.with_name(f"{path.name}.ckpt-receipt.json").unlink(missing_ok=True)
+    """Give the space of a file or a folder back, and that of the receipt beside it; the names go aside.
+
+    An ext4 without a journal gives an inode to no new file for a minute or more after it was removed (`recently_deleted`), and looks at all such
+    inodes first: among those of the rounds before, making the 400 files and folders of a Nanotron checkpoint took 0.2 s of CPU time.
+    """
+    aside = path.parent / "removed"
+    aside.mkdir(exist_ok=True)
+    for old in (path, path.with_name(f"{path.name}.ckpt-receipt.json")):
+        if old.exists():
+            for file in [old, *old.rglob("*")]:
+                if file.is_file():
+                    os.truncate(file, 0)
+            old.rename(aside / str(len(os.listdir(aside))))
 
 
 def table(results: list[Measured]) -> str:

@@ -72,10 +72,18 @@ print(json.dumps([max(seen), plan.footprint]))
 """
 
 
-@pytest.mark.parametrize("arguments", [{"to": "hf"}, {"to": "megatron", "ep": 8}], ids=["hf", "torch_dist"])
+OF_MANY: dict[str, dict] = {
+    "hf": {"to": "hf"},
+    "hf, codes and scales": {"to": "hf", "options": {"quantise": "fp8-block"}},
+    "torch_dist": {"to": "megatron", "ep": 8},
+}
+
+
+@pytest.mark.parametrize("arguments", OF_MANY.values(), ids=OF_MANY)
 def test_a_plan_says_what_it_takes_itself(arguments: dict, tmp_path: Path) -> None:
     """Of many small tensors: 24,000 in hf, 16,000 torch files in torch_dist."""
-    source = write_ir(tmp_path / "ir", example("moe", layers=32, mlp__moe__experts=256), dtype="bf16", sparse=True)
+    sizes = {"hidden": 256, "mlp__moe__ffn": 128, "mlp__moe__experts": 256}
+    source = write_ir(tmp_path / "ir", example("moe", layers=32, **sizes), dtype="bf16", sparse=True)
     command = [sys.executable, "-c", PLAN, json.dumps([source, arguments])]
     taken, said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert said > 60 << 20
@@ -84,7 +92,7 @@ def test_a_plan_says_what_it_takes_itself(arguments: dict, tmp_path: Path) -> No
 
 def test_a_plan_that_leaves_no_room_is_refused_or_gets_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = large(tmp_path / "hf", layers=1)
-    monkeypatch.setattr(planning, "_PER_BLOCK", 10 << 20)
+    monkeypatch.setattr(planning, "_PER_WRITTEN", 20 << 20)
     arguments = {"to": "nanotron", "tp": 2, "workers": 2}
     with pytest.raises(CkptError, match="budget is too small") as caught:
         plan_conversion(source, tmp_path / "out", **arguments, max_memory=planning.DEFAULT_MEMORY)

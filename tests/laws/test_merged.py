@@ -31,7 +31,7 @@ from ckpt_core.tensors.assembly import (
     placed,
     resized,
 )
-from ckpt_core.tensors.boxes import boxes
+from ckpt_core.tensors.box import boxes
 from ckpt_core.tensors.merged import product, row_norms
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.testing import example

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ckpt_core.layout import Link, Tile
 from ckpt_core.tensors import digest, pieces
-from ckpt_core.tensors.boxes import boxes
+from ckpt_core.tensors.box import boxes
 from ckpt_core.tensors.pieces import boxes_between, counted, dealt, ranges, step_of, unit
 
 SHAPES = st.lists(st.integers(1, 7), max_size=4).map(tuple)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_core.architecture import Architecture, Axis, Parameter
-from ckpt_core.architecture.parameters import head_dim_axis
+from ckpt_core.architecture.canonical import head_dim_axis
 from ckpt_core.layout import BoundTables, SentenceError, Table, parse, row
 from ckpt_core.layout.sentence import expand
 from ckpt_core.verify.elements import departure

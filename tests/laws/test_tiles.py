@@ -17,7 +17,7 @@ from ckpt_core.storage.bytes.files import pread_into, pwrite_all
 from ckpt_core.storage.dtypes import FP32
 from ckpt_core.storage.tensor import StoredTensor, contiguous_strides
 from ckpt_core.tensors.assembly import Shard, flat_tile, tiles_exactly
-from ckpt_core.tensors.boxes import boxes, loops_of, tile_view
+from ckpt_core.tensors.box import boxes, loops_of, tile_view
 from ckpt_core.tensors.strided import read_box, runs
 from ckpt_tests.packing import points
 

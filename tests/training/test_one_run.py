@@ -256,3 +256,20 @@ def test_a_programs_own_adam_says_in_its_groups_how_it_decays(tmp_path: Path) ->
     deepspeed.save(held, first)
     training = read_checkpoint(copy, config=config, training_state="keep").training
     assert training is not None and training.optimizer == ADAM
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_steps_that_an_optimizer_lacks_are_named(
+    scale: float | None, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Megatron's, whose iteration is ahead of it; a loss scale, which skips steps, explains it."""
+
+    def behind(held: dict[str, Any]) -> None:
+        with_groups(step=4)(held)
+        if scale is not None:
+            held["optimizer"]["grad_scaler"] = {"scale": torch.tensor([scale])}
+
+    source = read_checkpoint(changed(made("dist"), tmp_path / "run", "common.pt", behind), training_state="keep")
+    assert source.training is not None and source.training.skipped_steps == 2
+    subjects = [loss.subject for loss in source.provenance.losses]
+    assert ("an optimizer that made 4 steps, 2 less than the model" in subjects) == (scale is None)

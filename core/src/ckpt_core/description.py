@@ -105,7 +105,7 @@ class Description:
     `architecture` is what `config`, a file, says; without `config` it is that of `--config` (see `reading.given`). `said` is what
     the config alone says, where the tensors decide more than it: `--config` must agree with that.
     `tables` say which tensor holds what, under the `choices` that were found out, and `ranks` are the tensors found. `where` is the folder or file of the weights,
-    which errors name. `root` is where our own receipt would lie: `where`, unless said. `files` are those that are read,
+    which errors name. `natives` are what the tables say of the whole model, where the plugin had to look at that already. `root` is where our own receipt would lie: `where`, unless said. `files` are those that are read,
     config files among them. `vocabulary` is None where the config itself says the true one.
 
     `training` finds the state of the training beside the weights, when it is wanted, and None where there is none. It raises `NotCarried`
@@ -136,6 +136,7 @@ class Description:
     explanations: Mapping[str, str] = field(default_factory=dict)
     masters: bool = False
     training: Callable[[], SavedTraining | None] | None = None
+    natives: Mapping[str, Native] | None = None
 
 
 @dataclass(frozen=True)

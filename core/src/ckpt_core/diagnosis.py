@@ -26,6 +26,7 @@ _SHOWN = 8
 """Names that are told; the others are counted."""
 _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".tmp")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".distcp", ".nemo")
+_STATE_DICTS = (".safetensors", ".bin", ".pt", ".pth")
 _UNEXPANDED = "a shell does not expand ~ in quotes, nor Python in a path: write the whole path, or $HOME"
 _CONFIGS = ("config.json", "params.json", "model_config.yaml", "config.yaml", "architecture.json")
 
@@ -404,6 +405,17 @@ def _half(folder: _Folder) -> CkptError | None:
             found=_listed(plain),
             expected="config.json beside them",
             fix="put the config.json of the model beside them, or say --from hf --config FILE",
+        )
+    own = os.path.basename(folder.path)
+    alone = own if os.path.isfile(folder.path) else folder.names[0] if len(folder.names) == 1 else ""
+    if alone.endswith(_STATE_DICTS):
+        return CkptError(
+            "this may be a file of weights, and no config says of which model",
+            file=folder.path,
+            found=alone,
+            expected="config.json beside it",
+            fix=f"if it is the state dict of a transformers model: {'' if alone == own else 'give the file, and '}"
+            "say --from hf --config FILE",
         )
     return None
 

@@ -32,7 +32,8 @@ def parameters_of(description: Description) -> dict[str, LazyParameter]:
     parameter that the ranks together do not hold once.
     """
     bound = BoundTables(description.tables, description.architecture, description.choices)
-    return _gathered(bound, bound.parameters, description.ranks, description.where, lambda native: native)
+    known = description.natives
+    return _gathered(bound, bound.parameters, description.ranks, description.where, lambda native: native, known=known)
 
 
 def _gathered(
@@ -42,14 +43,15 @@ def _gathered(
     where: str,
     turned: Callable[[Native], Native],
     left_out: Callable[[Native], bool] = lambda native: False,
+    known: Mapping[str, Native] | None = None,
 ) -> dict[str, LazyParameter]:
     """The `parameters` in the tensors `found`, which hold what the tables say, `turned` into what they hold of it.
 
-    `left_out` tells the native tensors of the tables that hold nothing of it.
+    `left_out` tells the native tensors of the tables that hold nothing of it. `known` are those of the whole model.
     """
     builder = ParameterBuilder(parameters, where)
     for rank in _by_rank(found):
-        held_here = (turned(native) for native in _bound(bound, rank).values() if not left_out(native))
+        held_here = (turned(native) for native in _bound(bound, rank, known).values() if not left_out(native))
         natives = {native.name: native for native in held_here}
         for problem in account(
             {name: native for name, native in natives.items() if rank.needs(native)},
@@ -99,11 +101,11 @@ def _by_rank(found: Iterable[RankTensors]) -> list[_Rank]:
     return list(ranks.values())
 
 
-def _bound(bound: BoundTables, rank: _Rank) -> dict[str, Native]:
+def _bound(bound: BoundTables, rank: _Rank, known: Mapping[str, Native] | None = None) -> Mapping[str, Native]:
     """The tensors that the tables have on a rank, by what they are called in its files."""
     first = rank.files[0]
     try:
-        natives = bound.natives(first.ranks)
+        natives = bound.natives(first.ranks) if known is None or first.ranks else known
     except CkptError as error:  # a number of ranks that the model can't have
         error.file = error.file or rank.where
         raise

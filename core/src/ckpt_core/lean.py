@@ -39,6 +39,7 @@ else:
             "__repr__": _repr(fields, frozen),
             "__eq__": _eq(fields),
         }
+        methods["__replace__"] = _replaced  # what `copy.replace` calls, since Python 3.13
         methods["__match_args__"] = tuple(field.name for field in fields if field.init and not field.kw_only)
         if frozen:
             methods |= _frozen(made, fields) | (_PICKLED if slots else {})
@@ -200,6 +201,8 @@ def _eq(fields: Sequence[Field[Any]]) -> Callable[[object, object], bool]:
     compared = _values([field.name for field in fields if field.compare])
 
     def __eq__(self: object, other: object) -> bool:
+        if self is other:
+            return True
         return compared(self) == compared(other) if other.__class__ is self.__class__ else NotImplemented
 
     return __eq__
@@ -286,6 +289,10 @@ class _NotGiven:
 
     def __repr__(self) -> str:
         return "<factory>"  # as the standard library shows it
+
+
+def _replaced(self: Any, /, **changes: object) -> Any:
+    return dataclasses.replace(self, **changes)
 
 
 def _state(self: Any) -> list[object]:

@@ -11,8 +11,10 @@ source is dropped in silence: what is left becomes a typed `Loss` of the convers
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -134,7 +136,14 @@ class Contents:
 
     def of(self, key: str) -> str | Reason:
         """What a key is used for, or why it is left."""
-        return next((row for pattern, row in self.rows.items() if fnmatch.fnmatchcase(key, pattern)), UNKNOWN_KEY)
+        match = _first_of(tuple(self.rows)).match(key)
+        return UNKNOWN_KEY if match is None or match.lastindex is None else [*self.rows.values()][match.lastindex - 1]
+
+
+@functools.cache
+def _first_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """The patterns as one, a group for each. A distributed checkpoint has 30,000 keys."""
+    return re.compile("|".join(f"({fnmatch.translate(pattern)})" for pattern in patterns) or "(?!)")
 
 
 class Ledger:

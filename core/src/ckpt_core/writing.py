@@ -22,7 +22,7 @@ from ckpt_core.storage.tensor import Quantised, StoredTensor
 from ckpt_core.tensors.assembly import LazyParameter
 from ckpt_core.tensors.stored import storage_dtype
 from ckpt_core.text import plural
-from ckpt_core.training import Kind, Training, followed, moment_native
+from ckpt_core.training import Kind, Training, followed, moment_native, unsaid_of
 
 
 class TargetBuilder:
@@ -184,8 +184,12 @@ class TargetBuilder:
         config: Mapping[str, Any] | None = None,
         single_file: bool = False,
         carried: Mapping[str, str] | None = None,
+        says: Collection[str] = (),
     ) -> Target:
-        """The target; the rewrites of the model are one of its decisions. See `Target` for the arguments."""
+        """The target; the rewrites of the model are one of its decisions. See `Target` for the arguments.
+
+        `says` is what the files say of a training besides groups, steps and tensors, of `ckpt_core.training.SAID`; what its state has beyond that is a loss.
+        """
         return Target(
             format,
             self.model.architecture,
@@ -196,7 +200,7 @@ class TargetBuilder:
             sidecars or {},
             parallel or {},
             {**(decisions or {}), "rewrites": list(self.model.rewrites)},
-            [*losses, *self._of_training],
+            [*losses, *self._of_training, *(() if self.training is None else unsaid_of(self.training, says))],
             single_file,
             said or {},
             held,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ckpt_core.architecture import Parameter
 from ckpt_core.layout import Tile
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart
-from ckpt_core.tensors.boxes import Box
+from ckpt_core.tensors.box import Box
 
 
 @dataclass(frozen=True, slots=True)

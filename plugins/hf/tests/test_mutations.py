@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ckpt_core import convert, fingerprint
 from ckpt_tests import tiny
 from ckpt_tests.program import assert_refused, ckpt
 
@@ -261,6 +262,27 @@ def test_a_folder_without_config_is_not_recognised(original: Path, tmp_path: Pat
     no_config(tmp_path / "hf")
     assert_refused(tmp_path / "hf", "no config that says of which model", to="ir")
     assert_refused(tmp_path / "hf", "no config.json", to="ir", arguments=("--from", "hf"))
+
+
+def test_weights_alone_are_read_with_a_config_from_elsewhere(original: Path, tmp_path: Path) -> None:
+    """As the errors say it: a folder without a config, a file of a name of its own in one, and a state dict by itself."""
+    wanted = fingerprint(original)
+    shutil.copytree(original, tmp_path / "hf")
+    no_config(tmp_path / "hf")
+    given = {"format": "hf", "config": original / "config.json"}
+    assert fingerprint(tmp_path / "hf", **given) == wanted
+    held = {name: tensor for path in original.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    (tmp_path / "saved").mkdir()
+    torch.save({"model": held, "epoch": 3}, tmp_path / "saved/epoch3.pt")
+    (tmp_path / "saved/diary.txt").write_text("not of the model")
+    convert(tmp_path / "saved/epoch3.pt", tmp_path / "out", to="hf", **given)
+    assert fingerprint(tmp_path / "out") == wanted and not (tmp_path / "out/diary.txt").exists()
+    assert_refused(tmp_path / "saved/epoch3.pt", "may be a file of weights", "--from hf --config FILE", to="ir")
+    assert_refused(
+        tmp_path / "saved", "under the usual names", "-o weight_files=epoch3.pt", to="ir",
+        arguments=("--from", "hf", "--config", str(given["config"])),
+    )  # fmt: skip
+    assert fingerprint(tmp_path / "saved", options={"weight_files": "epoch3.pt"}, **given) == wanted
 
 
 TIED = [("the same", 0.0, 0), ("another by one bit", 1e-3, 1)]

@@ -25,7 +25,7 @@ from typing import Any
 
 from ckpt_core.architecture.schema import Architecture, Layer, RotaryKind, Stack, Vision
 from ckpt_core.architecture.serial import field_types, is_schema_class, optional_of
-from ckpt_core.architecture.validate import validate
+from ckpt_core.architecture.validity import validate
 from ckpt_core.errors import CkptError, did_you_mean
 
 

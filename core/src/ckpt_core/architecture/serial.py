@@ -16,7 +16,7 @@ import typing
 from typing import Any, TypeGuard
 
 from ckpt_core.architecture.schema import SCHEMA_VERSION, Architecture, Layer
-from ckpt_core.architecture.validate import validate
+from ckpt_core.architecture.validity import validate
 from ckpt_core.errors import CkptError, did_you_mean
 
 

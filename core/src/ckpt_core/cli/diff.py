@@ -74,6 +74,8 @@ def command(
     else:
         show_differences(differences, ("A", "B"))
         same = f"equal: architecture and {plural(len(left.tensors), 'tensor')}"
+        if training and left.training is not None:
+            same += f", and the state of the training with {plural(len(left.training.tensors), 'tensor')}"
         say(f"different: {plural(len(differences), 'difference')}" if differences else same)
     return 3 if differences else 0
 

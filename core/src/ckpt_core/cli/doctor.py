@@ -14,6 +14,7 @@ import click
 
 from ckpt_core import __version__
 from ckpt_core.cli.output import Page, emit_json, paint, say, table
+from ckpt_core.cli.progress import progress
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 from ckpt_core.text import plural
@@ -73,15 +74,30 @@ def command(*, as_json: bool) -> int:
 
     plugins = all_plugins()
     temporary = _temporary()
-    unchecked = f"no folder for temporary files: {_SET_TMPDIR}"
-    examined = [examination(one) if temporary else Examination(one, "not run", unchecked) for one in plugins]
     mismatched = sorted({one.distribution for one in plugins if _of_ours(one) and not _of_this_version(one)})
+    if not as_json:
+        _show_machine(mismatched)
+    examined = _examined(plugins, temporary)
     healthy = all(one.healthy for one in examined) and not mismatched and bool(plugins) and temporary is not None
     if as_json:
         emit_json(_json(examined, mismatched, healthy), "doctor")
     else:
-        _show(examined, mismatched, healthy)
+        _show_plugins(examined, mismatched, healthy)
     return 0 if healthy else 1
+
+
+def _examined(plugins: list[Plugin], temporary: str | None) -> list[Examination]:
+    """The examination of each plugin. On stderr it is said how far it is."""
+    if temporary is None:
+        return [Examination(one, "not run", f"no folder for temporary files: {_SET_TMPDIR}") for one in plugins]
+    from ckpt_core.engine.run import Progress
+
+    examined: list[Examination] = []
+    with progress("checking the plugins", of_bytes=False) as listener:
+        for plugin in plugins:
+            listener(Progress(len(examined), len(plugins), plugin.name))
+            examined.append(examination(plugin))
+    return examined
 
 
 def examination(plugin: Plugin) -> Examination:
@@ -233,7 +249,8 @@ def _json(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
     }
 
 
-def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> None:
+def _show_machine(mismatched: list[str]) -> None:
+    """What is known at once."""
     page = Page()
     page.say("versions", *table(_versions().items()))
     page.say("program", f"{sys.executable} -m ckpt_core")
@@ -249,6 +266,11 @@ def _show(examined: list[Examination], mismatched: list[str], healthy: bool) -> 
         )
     page.say("cores", str(os.cpu_count() or 1))
     page.say("disk", *(f"{size_text(free)} free at {path} (on {mount})" for path, free, mount in _disks()))
+
+
+def _show_plugins(examined: list[Examination], mismatched: list[str], healthy: bool) -> None:
+    """What the plugins were found to be, what is not installed, and whether all is well."""
+    page = Page()
     rows = [
         (one.plugin.name, one.plugin.distribution, one.outcome, one.plugin.broken or one.by, one.plugin.fix or "")
         for one in examined

@@ -20,7 +20,7 @@ from ckpt_core.storage.dtypes import DType, decode, encode
 from ckpt_core.storage.scratch import scratch
 from ckpt_core.storage.tensor import Operand, Quantised, Quantiser
 from ckpt_core.tensors.assembly import LazyParameter
-from ckpt_core.tensors.boxes import Box, tile_view
+from ckpt_core.tensors.box import Box, tile_view
 from ckpt_core.tensors.quantised import decoded
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Encoded:
     """A native tensor that is stored as codes and scales: where they go, by their operands, and what it is made of.
 
     `pieces` are the canonical tensors in it, each with a flat tile over its elements; `checksums` are those that each operand is among.
-    With `kept` nothing is encoded: the codes and scales that lie there are copied.
+    With `kept` nothing is encoded: the codes and scales that lie there are copied, and there are no pieces.
     """
 
     quantised: Quantised

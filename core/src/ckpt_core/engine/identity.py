@@ -45,7 +45,10 @@ def identity(source: Checkpoint, target: Target, transfers: Iterable[Transfer]) 
         version = "" if state.remote is None else f" {state.remote.version}"
         yield f"{state.path} {state.size} {state.mtime_ns}{version}"
     for file in target.files:
-        yield f"{file.path} {file.size} {blake3(b''.join(data for _, data in file.literals)).hexdigest()}"
+        literals = blake3()
+        for _, data in file.literals:
+            literals.update(data)
+        yield f"{file.path} {file.size} {literals.hexdigest()}"
         yield from map(str, file.excerpts)
     words = Words()
     for transfer in transfers:

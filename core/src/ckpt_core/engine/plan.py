@@ -20,18 +20,17 @@ from ckpt_core.addresses import spelled
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.company.companions import losses_of
 from ckpt_core.engine.encoding import Encoded
-from ckpt_core.engine.identity import END, identity
 from ckpt_core.engine.order import in_order
 from ckpt_core.engine.pieces import Transfer, Write, pieces, uncut
 from ckpt_core.engine.records import watched
 from ckpt_core.engine.weaving import others_of, strands
 from ckpt_core.errors import CkptError, FormatError, Problems
-from ckpt_core.layout import Add, Scale
+from ckpt_core.layout import Add, Link, Scale
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.bytes.home import Home
-from ckpt_core.storage.bytes.output import Checksum, Excerpt, OutputFile
+from ckpt_core.storage.bytes.output import Checksum, Excerpt, Extents, OutputFile
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, contiguous_strides
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart, flat_tile, significant_bits
@@ -41,9 +40,9 @@ from ckpt_core.text import plural
 DEFAULT_MEMORY = 256 << 20
 _CHUNK = 4 << 20  # stays in the cache between reading, hashing and writing
 _INTERPRETER = 44 << 20  # with NumPy, the tables of all plugins, and what a small plan takes
-# What planning takes for each block read or written, and for each piece of a file that is known already: measured by
-# benchmarks/plan_time.py, to within a quarter, for 405B and 671B to and from files of every kind.
-_PER_BLOCK, _PER_LITERAL = 1100, 250
+# What planning takes for each block that is read, for each that is written, what more for one of either that is stored as codes and scales, and for
+# each piece of a file that is known already: measured for the plans of benchmarks/plan_time.py, to within a third.
+_PER_READ, _PER_WRITTEN, _PER_CODED, _PER_LITERAL = 900, 650, 500, 200
 _PER_PIECE = 2000  # of a tensor that is cut: its transfer, and the result that is kept until the end
 _BUFFERS = 6  # chunk-sized buffers a transfer may hold at once: raw, decoded, mapped, encoded, packed, near
 
@@ -150,6 +149,8 @@ class Plan:
     @functools.cached_property
     def hash(self) -> str:
         """Identifies the conversion (`identity`)."""
+        from ckpt_core.engine.identity import END, identity  # few commands ask for it
+
         digest = blake3()
         for lines in identity(self.source, self.target, self.tensors):
             digest.update(f"{spelled(lines)}{END}".encode("utf-8", "surrogatepass"))  # a path need not be UTF-8
@@ -257,13 +258,21 @@ def _budget(memory: int, taken: int, together: int) -> int:
 
 def _footprint(target: Target, deliveries: Iterable[Sequence[Write]]) -> int:
     """About the most bytes that a process holds to make and to keep a plan, without the buffers that move the data."""
-    blocks = sum(map(len, deliveries)) + sum(len(assembly.all_blocks) for assembly in target.moved.values())
+    written = [delivery for one in deliveries for delivery in one]
+    read = [block for assembly in target.moved.values() for block in assembly.all_blocks]
+    coded = sum(one.encoded is not None for one in written) + sum(block.quantised is not None for block in read)
     literals = [data for file in target.files for _, data in file.literals]
     known = sum({id(data): len(data) for data in literals}.values())  # torch files that are alike share theirs
     excerpts = sum(1 for _ in _excerpts(target))
     documents = sum(map(len, target.documents.values()))
     cut = sum(one.parameter.elements * one.dtype.size // PIECE for one in target.moved.values())
-    each = _PER_BLOCK * blocks + _PER_LITERAL * (len(literals) + excerpts) + _PER_PIECE * cut
+    each = (
+        _PER_READ * len(read)
+        + _PER_WRITTEN * len(written)
+        + _PER_CODED * coded
+        + _PER_LITERAL * (len(literals) + excerpts)
+        + _PER_PIECE * cut
+    )
     return _INTERPRETER + each + known + documents
 
 
@@ -320,14 +329,7 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
     files = {file.path: file for file in target.files}
     checksums = {file.path: _InOrder(file) for file in target.files}
     found: dict[str, list[Write]] = {}
-    # What is known in advance counts too: a byte that is written twice would be twice in the file's checksum.
-    extents = {
-        file.path: [
-            *((offset, offset + len(data), "the bytes known in advance") for offset, data in file.literals),
-            *((one.offset, one.offset + one.size, f"the bytes of {one.source}") for one in file.excerpts),
-        ]
-        for file in target.files
-    }
+    extents = {file.path: Extents(file) for file in target.files}
     for placed in target.placements:
         native = placed.native
         elements = math.prod(native.shape)
@@ -347,13 +349,12 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
         checksum = checksums[placed.file].around(placed.offset)
         encoded = None
         if placed.quantised is None:
-            extents[placed.file].append((placed.offset, placed.offset + elements * placed.dtype.size, native.name))
+            extents[placed.file].add(placed.offset, elements * placed.dtype.size, native.name)
         else:
             encoded = _encoded(placed, target, checksums, problems)
             for operand in _held(placed).stored:
-                size = operand.stored.elements * operand.stored.dtype.size
-                where = operand.stored.offset, operand.stored.offset + size, operand.name
-                extents[operand.stored.file].append(where)
+                stored = operand.stored
+                extents[stored.file].add(stored.offset, stored.elements * stored.dtype.size, operand.name)
         tiles = [flat_tile(piece.tile, strides) for piece in native.pieces]
         woven = (
             {}
@@ -366,12 +367,9 @@ def _deliveries(target: Target, problems: Problems) -> dict[str, list[Write]]:
             block = StoredPart(placed.file, placed.dtype, offset, tile, quantised=held)
             write = Write(block, maps, native.row.copy, checksum, encoded, woven.get(number))
             found.setdefault(piece.parameter, []).append(write)
-    for path, ranges in extents.items():
-        end, last = 0, "the header"
-        for start, stop, name in sorted(ranges):
-            if start < end or stop > files[path].size:
-                problems.add(CkptError(f"{name!r} does not fit beside {last!r} in {path!r}"))
-            end, last = stop, name
+    for taken in extents.values():
+        for problem in taken.problems():
+            problems.add(problem)
     return found
 
 
@@ -387,9 +385,10 @@ def _encoded(
         problems.add(CkptError(f"{native.name!r} has padding, a value map or a twin, and can't be quantised"))
         return None
     strides = contiguous_strides(native.shape) if placed.quantised is None else placed.quantised.strides
+    encoded = native.pieces if placed.kept is None else ()
     return Encoded(
         held,
-        tuple((target.moved[piece.parameter], flat_tile(piece.tile, strides)) for piece in native.pieces),
+        tuple((target.moved[piece.parameter], flat_tile(piece.tile, strides)) for piece in encoded),
         tuple(checksums[operand.stored.file].around(operand.stored.offset) for operand in held.stored),
         placed.kept,
     )
@@ -419,18 +418,21 @@ def _chunk_elements(assembly: LazyParameter, deliveries: tuple[Write, ...], budg
     """Elements per step: few, so that they stay in the cache, unless an axis is transposed, when many keep the runs long."""
     last = len(assembly.parameter.shape) - 1
 
-    def transposed(block: StoredPart) -> bool:
-        fastest = min((link for link in block.tile.links if link.size > 1), key=lambda link: link.stride, default=None)
-        return fastest is not None and fastest.axis != last
-
     written = (delivery.block for delivery in deliveries if not delivery.left)
-    turned = any(transposed(block) for block in (*assembly.value_blocks, *written))
+    turned = any(_is_turned(block.tile.links, last) for block in (*assembly.value_blocks, *written))
     elements = max(1, (budget if turned else min(budget, _CHUNK)) // _bytes_at_once(assembly, deliveries))
     # Rows that are encoded together are best moved together.
     units = [one.encoded.bytes_of_unit // 4 for one in deliveries if one.encoded is not None]
     if units and (unit := max(units)) * 4 <= budget:
         elements = max(unit, elements // unit * unit)
     return elements
+
+
+@functools.lru_cache(1 << 10)
+def _is_turned(links: tuple[Link, ...], last: int) -> bool:
+    """Whether elements that lie side by side are not side by side on the `last` axis."""
+    fastest = min((link for link in links if link.size > 1), key=lambda link: link.stride, default=None)
+    return fastest is not None and fastest.axis != last
 
 
 def _bytes_at_once(assembly: LazyParameter, deliveries: Iterable[Write]) -> int:

@@ -24,7 +24,7 @@ from ckpt_core.storage.bytes.pagecache import Kept, start_writeback
 from ckpt_core.storage.bytes.space import take_space
 from ckpt_core.storage.dtypes import FP32, DType, decode
 from ckpt_core.tensors.assembly import StoredPart
-from ckpt_core.tensors.boxes import Box, Loops, tile_view
+from ckpt_core.tensors.box import Box, Loops, tile_view
 from ckpt_core.tensors.digest import VERSION, Digests, Hash, TreeDigest, of_leaves
 from ckpt_core.tensors.pieces import cuts
 from ckpt_core.tensors.source import SourceFiles
@@ -78,53 +78,32 @@ class TargetFiles:
         self._dirty: Counter[str] = Counter()
         self._begun: set[str] = set()
 
-    def write(
-        self,
-        delivery: Write,
-        parts: Sequence[Loops],
-        values: np.ndarray,
-        remainders: Counter[str],
-        others: Sequence[np.ndarray] = (),
-    ) -> int:
-        """Write the `parts` of a box of stored values that belong to one delivery, and of the `others` that take turns with them;
-        returns bytes written.
-
-        What it is to the delivery's checksum is added to `remainders`.
-        """
-        block, checksum, written = delivery.block, delivery.checksum, 0
-        path = self._path(block.path)
-        name = checksum_name(block.path, checksum)
+    def write(self, path: str, runs: Iterable[tuple[memoryview, int]]) -> int:
+        """Write runs of bytes, each with the place of its first, to the file at `path` (`path_of`); returns how many bytes."""
+        written = 0
         with self._files.descriptor(path) as descriptor:
-            self._begin(path, descriptor)
-            for loops in parts:
-                first = block.offset + loops.offset * block.dtype.size
-                ours, strides = loops.view(values), loops.strides
-                if delivery.strand is not None:
-                    ours, strides = woven([ours, *map(loops.view, others)], strides, delivery.strand.turn)
-                for view, offset in runs(ours, strides, first):
-                    behind = checksum.stop - offset - len(view)
-                    remainders[name] ^= crc32.shifted(crc32.remainder(view), behind)
-                    self._put(path, descriptor, view, offset)
-                    written += len(view)
-            self._dirty[path] += written
-            if (self._sync or self._drop) and self._dirty[path] >= _DIRTY:
-                self._dirty[path] = 0
-                start_writeback(descriptor, drop=self._drop)
+            if path not in self._begun:
+                self._begin(path, descriptor)
+            for view, offset in runs:
+                self._put(path, descriptor, view, offset)
+                written += len(view)
+            if self._sync or self._drop:
+                self._dirty[path] += written
+                if self._dirty[path] >= _DIRTY:
+                    self._dirty[path] = 0
+                    start_writeback(descriptor, drop=self._drop)
         return written
 
     def write_stored(self, stored: Stored, remainders: Counter[str]) -> int:
         """Write a run of codes or scales; returns bytes written. What it is to its checksum is added to `remainders`."""
         checksum, file = stored.checksum, stored.operand.stored.file
-        path = self._path(file)
         view = stored.data.reshape(-1).view(np.uint8).data
-        with self._files.descriptor(path) as descriptor:
-            self._begin(path, descriptor)
-            behind = checksum.stop - stored.offset - len(view)
-            remainders[checksum_name(file, checksum)] ^= crc32.shifted(crc32.remainder(view), behind)
-            self._put(path, descriptor, view, stored.offset)
-        return len(view)
+        behind = checksum.stop - stored.offset - len(view)
+        remainders[checksum_name(file, checksum)] ^= crc32.shifted(crc32.remainder(view), behind)
+        return self.write(self.path_of(file), [(view, stored.offset)])
 
-    def _path(self, relative: str) -> str:
+    def path_of(self, relative: str) -> str:
+        """Where an output file is."""
         return f"{self._out}{os.sep}{relative}"
 
     def _put(self, path: str, descriptor: int, view: memoryview, offset: int) -> None:
@@ -133,12 +112,11 @@ class TargetFiles:
 
     def _begin(self, path: str, descriptor: int) -> None:
         """Take the space of a file before anything is written to it."""
-        if path not in self._begun:
-            with self._writing[path]:
-                if path not in self._begun:
-                    if not self._spooled:
-                        take_space(descriptor)
-                    self._begun.add(path)
+        with self._writing[path]:
+            if path not in self._begun:
+                if not self._spooled:
+                    take_space(descriptor)
+                self._begun.add(path)
 
     def to_disk(self) -> None:
         """Force what was written to the disk."""
@@ -152,6 +130,51 @@ class TargetFiles:
             self._files.close()
         finally:
             self.staging.close()
+
+
+class Outlet:
+    """A block of an output file that a transfer writes box by box, and what it wrote there is to the file's checksum.
+
+    What does not change from box to box is looked up once; and runs that follow one another in the file are summed up as one.
+    """
+
+    __slots__ = ("_block", "_end", "_name", "_path", "_sink", "_stop", "_sum", "_turn")
+
+    def __init__(self, sink: TargetFiles, delivery: Write) -> None:
+        self._sink, self._block = sink, delivery.block
+        self._path = sink.path_of(delivery.block.path)
+        self._turn = None if delivery.strand is None else delivery.strand.turn
+        self._name, self._stop = checksum_name(delivery.block.path, delivery.checksum), delivery.checksum.stop
+        self._sum = self._end = 0
+
+    def write(
+        self, parts: Sequence[Loops], values: np.ndarray, others: Sequence[np.ndarray], sums: Counter[str]
+    ) -> int:
+        """Write the `parts` of a box of stored values that belong to the block, and of the `others` that take turns with them;
+        returns bytes written. What it is to checksums may be in `sums` only after `close`.
+        """
+        return self._sink.write(self._path, self._runs(parts, values, others, sums))
+
+    def _runs(
+        self, parts: Sequence[Loops], values: np.ndarray, others: Sequence[np.ndarray], sums: Counter[str]
+    ) -> Iterator[tuple[memoryview, int]]:
+        size = self._block.dtype.size
+        for loops in parts:
+            ours, strides = loops.view(values), loops.strides
+            if self._turn is not None:
+                ours, strides = woven([ours, *map(loops.view, others)], strides, self._turn)
+            for run in runs(ours, strides, self._block.offset + loops.offset * size):
+                view, offset = run
+                if offset != self._end:
+                    self.close(sums)
+                self._sum, self._end = crc32.remainder(view, self._sum), offset + len(view)
+                yield run
+
+    def close(self, sums: Counter[str]) -> None:
+        """Add the bytes that have followed one another so far to the sum of their checksum."""
+        if self._sum:
+            sums[self._name] ^= crc32.shifted(self._sum, self._stop - self._end)
+            self._sum = 0
 
 
 def run_transfer(
@@ -170,19 +193,18 @@ def run_transfer(
     rows = assembly.parameter.true_rows
     written, remainders, records = 0, Counter[str](), Counter[str]()
     piece = transfer.chunk, transfer.start, transfer.stop
-    kinds: dict[
-        tuple[DType, tuple[ValueMap, ...]], int
-    ] = {}  # by number, as hashing one costs as much as the rest of a write
+    kinds: dict[tuple[str, tuple[ValueMap, ...]], int] = {}  # what is alike in the dtype's name and the maps
     plain = [
         (
             delivery,
             cuts(delivery.block.tile, assembly.parameter.shape, *piece),
-            kinds.setdefault((delivery.block.dtype, delivery.maps), len(kinds)),
+            kinds.setdefault((delivery.block.dtype.name, delivery.maps), len(kinds)),
+            None if sink is None else Outlet(sink, delivery),
         )
         for delivery in transfer.deliveries
         if delivery.encoded is None and not delivery.left
     ]
-    targets = _targets([(delivery.block, cut) for delivery, cut, _ in plain])
+    targets = _targets([(delivery.block, cut) for delivery, cut, *_ in plain])
     for number, (box, values) in enumerate(source.chunks(assembly, *piece, records, targets)):
         read.update(_true(values, box, rows), value_dtype)
         ready: dict[int, np.ndarray] = {}
@@ -191,21 +213,21 @@ def run_transfer(
             again = np.array(stored_values(values, value_dtype, kept.dtype, (), assembly.parameter.name), copy=True)
             written += _encode(transfer, encoders, box, values, again, sink, remainders)
             stored.update(_true(again, box, rows), kept.dtype)
-        for delivery, cut, kind in plain:
+        for delivery, cut, kind, outlet in plain:
             if not (parts := cut[number]):
                 continue
             if kind not in ready:
                 ready[kind] = _stored(values, value_dtype, delivery, assembly.parameter.name)
-            if sink is not None:
+            if outlet is not None:
                 others = (
                     ()
                     if delivery.strand is None
                     else beside.stored(delivery.strand, delivery.block.dtype, delivery.maps, kind)
                 )
-                written += sink.write(delivery, parts, ready[kind], remainders, others)
+                written += outlet.write(parts, ready[kind], others, remainders)
         if changed is not None and not encoders:
             dtype = changed.dtype
-            back = ready.get(kinds.get((dtype, changed.maps), -1))
+            back = ready.get(kinds.get((dtype.name, changed.maps), -1))
             if back is None:  # the first of the tensor is stored otherwise than this piece of it
                 back = stored_values(values, value_dtype, dtype, changed.maps, assembly.parameter.name)
             if changed.maps:
@@ -213,6 +235,9 @@ def run_transfer(
                 for value_map in changed.maps:
                     back = value_map.inverse().apply(back)
             stored.update(_true(np.ascontiguousarray(back, dtype.numpy), box, rows), dtype)
+    for *_, outlet in plain:
+        if outlet is not None:
+            outlet.close(remainders)
     leaves, source_leaves = read.leaves, None
     if changed is not None or encoders:
         leaves, source_leaves = stored.leaves, leaves

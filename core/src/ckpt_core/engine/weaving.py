@@ -15,7 +15,7 @@ from ckpt_core.layout import Link, Part, Tile, ValueMap
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.tensors.assembly import LazyParameter
-from ckpt_core.tensors.boxes import Box
+from ckpt_core.tensors.box import Box
 from ckpt_core.tensors.stored import stored_values
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from ckpt_core.sizes import parse_size
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.documents import read_json_object
 from ckpt_core.storage.dtypes import FP32
-from ckpt_core.training import named, to_json
+from ckpt_core.training import SAID, named, to_json
 from ckpt_core.writing import TargetBuilder
 
 _SIDECARS = "sidecars"
@@ -97,7 +97,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         builder.documents[TRAINING_INDEX] = _add_shards(builder, f"{FOLDER}/tensors", moments, limit)
         builder.documents[TRAINING] = (json.dumps(to_json(builder.training), indent=1) + "\n").encode()
     sidecars = {f"{_SIDECARS}/{path}": sidecar for path, sidecar in checkpoint.sidecars.items()}
-    target = builder.target("ir", sidecars=sidecars, said=checkpoint.notes)
+    target = builder.target("ir", sidecars=sidecars, said=checkpoint.notes, says=SAID)
     return replace(target, decisions={})
 
 

@@ -12,6 +12,7 @@ memory and slices a user asks for.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -37,7 +38,7 @@ class Tile(NamedTuple):
 
     @property
     def elements(self) -> int:
-        return math.prod(link.size for link in self.links)
+        return _elements(self.links)
 
     def cut_canonical(self, axis: int, start: int, stop: int) -> list[Tile]:
         """The parts of the tile whose canonical index on `axis` lies in [start, stop)."""
@@ -71,6 +72,11 @@ class Tile(NamedTuple):
             native[link.dim] += start * link.stride
             links[n] = Link(count, link.axis, link.step, link.dim, link.stride)
         return Tile(tuple(links), tuple(canonical), tuple(native))
+
+
+@functools.lru_cache(1 << 12)
+def _elements(links: tuple[Link, ...]) -> int:
+    return math.prod(link.size for link in links)
 
 
 def _outermost_first(loops: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

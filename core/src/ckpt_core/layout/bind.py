@@ -369,9 +369,14 @@ def _moved(piece: Part, axis: int | None, by: int) -> Part:
     """The piece `by` indices further on an axis of its parameter."""
     if axis is None or not by:
         return piece
-    tile = piece.tile
+    return Part(piece.parameter, _moved_tile(piece.tile, axis, by))
+
+
+@functools.lru_cache(1 << 13)
+def _moved_tile(tile: Tile, axis: int, by: int) -> Tile:
+    """The same one for all layers that are alike."""
     base = (*tile.canonical_base[:axis], tile.canonical_base[axis] + by, *tile.canonical_base[axis + 1 :])
-    return Part(piece.parameter, Tile(tile.links, base, tile.native_base))
+    return Tile(tile.links, base, tile.native_base)
 
 
 def account(

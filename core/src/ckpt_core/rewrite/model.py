@@ -12,7 +12,7 @@ from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.dtypes import decode
 from ckpt_core.tensors.assembly import LazyParameter
-from ckpt_core.tensors.boxes import boxes
+from ckpt_core.tensors.box import boxes
 
 _CHUNK = 1 << 20
 

@@ -22,6 +22,7 @@ __all__ = [
 
 _DEPTH = 64
 _DIGITS = 40
+_PART = 1 << 16  # bytes that are looked at together
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _MOST_JSON_MEMORY = 400 << 20  # the tokenizer.json of a vocabulary of 256k takes up to three quarters of it
 _MOST_YAML_BYTES = 2 << 20
@@ -55,9 +56,7 @@ def parse_json(data: bytes, file: str, *, infinite: bool = False) -> object:
         raise ValueError(f"{name} is not a number")
 
     too_deep = FormatError("JSON nested too deeply", file=file, expected=f"at most {_DEPTH} levels")
-    integer = (
-        _integer if b"0" * (_DIGITS + 1) in data.translate(_ZEROS) else int
-    )  # most texts have no such row of digits
+    integer = _integer if _has_long_number(data) else int  # most texts have none
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_int=integer, parse_constant=constant)
     except FormatError:
@@ -78,8 +77,8 @@ def _is_deep(value: object) -> bool:
         level = [
             inner
             for one in level
-            for inner in (one.values() if isinstance(one, dict) else one)
-            if isinstance(inner, dict | list)
+            for inner in (one.values() if type(one) is dict else one)
+            if type(inner) in (dict, list)
         ]
         if not level:
             return False
@@ -90,6 +89,12 @@ def _memory_of_json(data: bytes) -> int:
     """About how many bytes the value of a JSON text takes in CPython, before any is made; more if texts have commas."""
     text = len(data) if data.isascii() else 4 * len(data)
     return text + 64 * data.count(b",") + 90 * data.count(b"[") + 64 * data.count(b"{") + 200 * data.count(b":")
+
+
+def _has_long_number(data: bytes) -> bool:
+    """Whether there are more than `_DIGITS` digits in a row."""
+    row = b"0" * (_DIGITS + 1)
+    return any(row in data[at : at + _PART + _DIGITS].translate(_ZEROS) for at in range(0, len(data), _PART))
 
 
 def _integer(digits: str) -> int:

@@ -14,7 +14,7 @@ from ckpt_core.layout import Link, Native, Part, Scale, Tile, ValueMap, boxes_of
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import FP32, DType
 from ckpt_core.storage.tensor import Quantised, Record, StoredTensor, contiguous_strides
-from ckpt_core.tensors.boxes import Box, Loops, within
+from ckpt_core.tensors.box import Box, Loops, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,14 @@ def placed(shape: Sequence[int]) -> Tile:
 
 def flat_tile(tile: Tile, strides: Sequence[int], origin: Sequence[int] | None = None) -> Tile:
     """A tile over native dimensions as a tile over one dimension of elements."""
-    origin = origin or (0,) * len(strides)
+    return _flat_tile(tile, tuple(strides), tuple(origin or (0,) * len(strides)))
+
+
+# Tensors of alike layers have equal tiles. A plan has a hundred thousand, and holds each of them once.
+@functools.lru_cache(maxsize=1 << 13)
+def _flat_tile(tile: Tile, strides: tuple[int, ...], origin: tuple[int, ...]) -> Tile:
     base = sum((start - zero) * stride for start, zero, stride in zip(tile.native_base, origin, strides, strict=True))
-    return Tile(_flat_links(tile.links, tuple(strides)), tile.canonical_base, (base,))
+    return Tile(_flat_links(tile.links, strides), tile.canonical_base, (base,))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -202,9 +207,10 @@ class LazyParameter:
     @property
     def computed(self) -> bool:
         """Whether values are products that the stored dtype may have no element for; a power of two only shifts."""
-        return bool(self.factors or self.added) or any(
-            isinstance(step, Scale) and significant_bits(step.factor) > 0 for step in self.maps
-        )
+        if not self.maps:
+            return bool(self.factors or self.added)
+        scaled = any(isinstance(step, Scale) and significant_bits(step.factor) > 0 for step in self.maps)
+        return scaled or bool(self.factors or self.added)
 
     @property
     def bits(self) -> int:

@@ -107,6 +107,10 @@ class TreeDigest:
     def update(self, raw: np.ndarray, dtype: DType) -> None:
         """Add the next elements, given as raw values of `dtype`."""
         rest = np.ascontiguousarray(raw).reshape(-1)
+        if 0 < rest.size < self._room:  # most are far smaller than a leaf
+            self._open.update(rest, dtype)
+            self._room -= rest.size
+            return
         while rest.size:
             part, rest = rest[: self._room], rest[self._room :]
             self._open.update(part, dtype)

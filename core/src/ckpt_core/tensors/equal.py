@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.tensors.assembly import Shard, of_shards, tiles_exactly, whole_shape
-from ckpt_core.tensors.boxes import boxes
+from ckpt_core.tensors.box import boxes
 from ckpt_core.tensors.source import SourceFiles
 
 _STEP = 1 << 20

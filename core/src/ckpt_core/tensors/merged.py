@@ -18,7 +18,7 @@ from ckpt_core.errors import FormatError, Refusal
 from ckpt_core.layout import Link, Tile
 from ckpt_core.storage.dtypes import decode, encode
 from ckpt_core.tensors.assembly import LazyParameter, LowRank, Merged
-from ckpt_core.tensors.boxes import Box, boxes, tile_view, within
+from ckpt_core.tensors.box import Box, boxes, tile_view, within
 
 Read = Callable[[LazyParameter, Box], "np.ndarray"]
 """The raw elements of a box of a tensor, in its value dtype."""

@@ -15,7 +15,7 @@ from ckpt_core.layout import Tile, boxes_of_range
 from ckpt_core.storage.tensor import contiguous_strides
 from ckpt_core.tensors import digest
 from ckpt_core.tensors.assembly import LazyParameter, StoredPart
-from ckpt_core.tensors.boxes import Box, Loops, loops_of, within
+from ckpt_core.tensors.box import Box, Loops, loops_of, within
 
 PIECE = 64 << 20
 """About how many bytes a piece has: small enough to share among hundreds of workers, large enough to outweigh the cost of a task."""

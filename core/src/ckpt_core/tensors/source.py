@@ -6,7 +6,8 @@ import contextlib
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
 
 from blake3 import blake3
 
@@ -15,7 +16,7 @@ from ckpt_core.errors import FormatError
 from ckpt_core.layout import Tile
 from ckpt_core.storage.archive.inflate import Inflated, inflated
 from ckpt_core.storage.bytes import crc32
-from ckpt_core.storage.bytes.files import FileState, OpenFiles, pread_into
+from ckpt_core.storage.bytes.files import FileState, OpenFiles, Use, pread_into
 from ckpt_core.storage.bytes.pagecache import ReadOnce
 from ckpt_core.storage.bytes.stored import opened
 from ckpt_core.storage.bytes.watch import touched
@@ -23,7 +24,7 @@ from ckpt_core.storage.dtypes import FP32, DType, decode, encode
 from ckpt_core.storage.scratch import place_between, scratch
 from ckpt_core.storage.tensor import Quantised, Record
 from ckpt_core.tensors.assembly import Factor, LazyParameter, Merged, StoredPart, WeightedRows
-from ckpt_core.tensors.boxes import Box, Loops, loops_of, tile_view
+from ckpt_core.tensors.box import Box, Loops, loops_of, tile_view
 from ckpt_core.tensors.merged import merged_values
 from ckpt_core.tensors.pieces import chunks, cuts
 from ckpt_core.tensors.quantised import read_numbers, stored_rows
@@ -223,20 +224,16 @@ class SourceFiles:
                 found.append(stored_rows(one, 0, 1, 0, 0, 1, read).copy())
         return found
 
-    @contextlib.contextmanager
-    def _reading(self, path: str) -> Iterator[ReadInto]:
-        """How to read a file: its own bytes, or, of a tar in gzip, the inflated ones."""
+    def _reading(self, path: str) -> contextlib.AbstractContextManager[ReadInto]:
+        """How to read a file (`with`): its own bytes, or, of a tar in gzip, the inflated ones."""
         state = self._states.get(path)
         if path not in self._inflated:
             self._inflated[path] = inflated(path, state)
         if (contents := self._inflated[path]) is not None:
-            yield contents.read_into
-            return
+            return contextlib.nullcontext(contents.read_into)
         if state is not None and state.remote is not None:
-            yield opened(path, state).read_into
-            return
-        with self._files.descriptor(path, state) as descriptor:
-            yield functools.partial(self._read_into, descriptor, path=path)
+            return contextlib.nullcontext(opened(path, state).read_into)
+        return _Reading(self._files.descriptor(path, state), self._read_into, path)
 
     def _compare(
         self, assembly: LazyParameter, block: StoredPart, tile: Tile, view: np.ndarray, sums: Counter[str] | None
@@ -333,6 +330,23 @@ class SourceFiles:
 
     def close(self) -> None:
         self._files.close()
+
+
+class _Reading:
+    """How to read a file while its descriptor is in use. It is a class for the reason that `storage.bytes.files` gives."""
+
+    __slots__ = ("_path", "_read_into", "_use")
+
+    def __init__(self, use: Use, read_into: Callable[..., None], path: str) -> None:
+        self._use, self._read_into, self._path = use, read_into, path
+
+    def __enter__(self) -> ReadInto:
+        return functools.partial(self._read_into, self._use.__enter__(), path=self._path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._use.__exit__(kind, error, trace)
 
 
 def _parts(blocks: Iterable[StoredPart], box: Box) -> list[tuple[StoredPart, Loops]]:

@@ -23,6 +23,8 @@ def storage_dtype(native: Native, tensors: Mapping[str, LazyParameter], wanted: 
     if wanted is not None:
         return wanted
     parts = [tensors[piece.parameter] for piece in native.pieces]
+    if len(parts) == 1 and not parts[0].computed:
+        return parts[0].dtype  # as of most
     dtypes = [part.dtype for part in parts] + [part.value_dtype for part in parts if part.computed]
     return max(dtypes, key=lambda dtype: _WIDER[dtype.name])
 

@@ -7,6 +7,7 @@ that lie close together are read in one go and picked apart in memory.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +31,8 @@ def _file_order(strides: Sequence[int]) -> list[int]:
     return sorted(range(len(strides)), key=lambda n: -strides[n])
 
 
-def _run(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+@functools.lru_cache(maxsize=1 << 12)
+def _run(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
     """How many inner loops form one contiguous run, and its length in elements; loops are in file order."""
     length, merged = 1, 0
     for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
@@ -65,7 +67,7 @@ def read_box(
         return
     order = _file_order(strides)
     ordered = out.transpose(order)
-    sizes, steps = ordered.shape, [strides[n] for n in order]
+    sizes, steps = ordered.shape, tuple(strides[n] for n in order)
     merged, run = _run(sizes, steps)
     outer_sizes, outer_steps = sizes[: len(sizes) - merged], steps[: len(sizes) - merged]
     if ordered.flags.c_contiguous and not outer_sizes:
@@ -124,7 +126,7 @@ def runs(values: np.ndarray, strides: Sequence[int], offset: int) -> Iterable[tu
         return ()
     if not values.flags.c_contiguous:
         values = _packed(values, place_between(0, offset))
-    merged, _ = _run(values.shape, strides)
+    merged, _ = _run(values.shape, tuple(strides))
     outer = len(strides) - merged
     if not outer:  # most are one run
         return ((_bytes_of(values), offset),)
@@ -153,4 +155,4 @@ def _packed(values: np.ndarray, place: int) -> np.ndarray:
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
+    return array.data.cast("B")

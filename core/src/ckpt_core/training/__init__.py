@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from ckpt_core.training.serial import SCHEMA, from_json, to_json
     from ckpt_core.training.state import ADAM, ADAMW, Group, Schedule, Training
+    from ckpt_core.training.unsaid import SAID, unsaid_of
 else:
     from ckpt_core.lazily import found_in
 
@@ -31,6 +32,7 @@ else:
             ".moments": "EXP_AVG EXP_AVG_SQ KINDS MASTER MOMENTS Kind moment_native moment_of named",
             ".serial": "SCHEMA from_json to_json",
             ".state": "ADAM ADAMW Group Schedule Training",
+            ".unsaid": "SAID unsaid_of",
         },
     )
 
@@ -42,6 +44,7 @@ __all__ = [
     "KINDS",
     "MASTER",
     "MOMENTS",
+    "SAID",
     "SCHEMA",
     "Group",
     "Kind",
@@ -57,4 +60,5 @@ __all__ = [
     "named_groups",
     "regrouped",
     "to_json",
+    "unsaid_of",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_core.errors import FormatError, NotCarried
+from ckpt_core.ledger import Loss
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
@@ -145,6 +146,15 @@ def steps_of(
             )
         found |= counted
     return found
+
+
+def missed_steps(step: int, iterations: int | None, loss_scale: float | None, counter: str) -> list[Loss]:
+    """That an optimizer made fewer steps than the model, which nothing explains: no loss scale is there that skips some. `counter` is what counts `iterations`."""
+    if iterations is None or loss_scale is not None or iterations <= step:
+        return []
+    subject = f"an optimizer that made {step} steps, {iterations - step} less than the model"
+    why = f"{counter} counts {iterations}, and no loss scale is there that skips steps: is the optimizer of an older checkpoint, or was it begun anew?"
+    return [Loss("assumed", subject, why)]
 
 
 def check_groups(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -25,6 +25,7 @@ from ckpt_core.verify.difference import (
     Difference,
     architecture_differences,
     first_difference,
+    stepping_differences,
     with_common_rows,
 )
 from ckpt_core.verify.files import check_files
@@ -103,6 +104,8 @@ def _judge(
     if recorded is not None:
         verdict.broken += changed_tensors(recorded, right, written)
     _judge_tensors(left, right, read, written, recorded, verdict)
+    if rewritten.training is not None and target.training is not None:
+        verdict.differences += stepping_differences(rewritten.training, target.training)
 
 
 def _with_state(side: Checkpoint) -> Checkpoint:

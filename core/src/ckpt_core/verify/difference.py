@@ -13,7 +13,7 @@ from ckpt_core.engine.run import Listener
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import decode
 from ckpt_core.tensors.assembly import LazyParameter
-from ckpt_core.tensors.boxes import boxes
+from ckpt_core.tensors.box import boxes
 from ckpt_core.tensors.source import SourceFiles
 from ckpt_core.training import KINDS, Training, named
 
@@ -41,18 +41,43 @@ def compare(left: Checkpoint, right: Checkpoint, *, listener: Listener | None = 
 
 
 def compare_training(left: Checkpoint, right: Checkpoint, *, listener: Listener | None = None) -> list[Difference]:
-    """How the states of two trainings differ: in what their optimizers do with each parameter, and in their moments and masters.
+    """How the states of two trainings differ: in what their optimizers do with each parameter, in the counters that both say, and in their moments
+    and masters.
 
     A master is the weight where none lies beside it.
     """
-    one, two = _said(left.training), _said(right.training)
-    found = [
+    found = stepping_differences(left.training, right.training)
+    one, two = _counted(left.training), _counted(right.training)
+    found += [Difference(key, one[key], two[key]) for key in one if key in two and one[key] != two[key]]
+    sides = (replace(side, tensors=_state_of(side.training)) for side in (left, right))
+    return [*found, *tensor_differences(*sides, listener=listener)]
+
+
+def stepping_differences(left: Training | None, right: Training | None) -> list[Difference]:
+    """How two optimizers step otherwise: in how often they did, and in what they do with each parameter."""
+    one, two = _said(left), _said(right)
+    return [
         Difference(subject, one.get(subject, "absent"), two.get(subject, "absent"))
         for subject in sorted(one.keys() | two.keys())
         if one.get(subject) != two.get(subject)
     ]
-    sides = (replace(side, tensors=_state_of(side.training)) for side in (left, right))
-    return [*found, *tensor_differences(*sides, listener=listener)]
+
+
+def _counted(state: Training | None) -> dict[str, str]:
+    """The counters and numbers that a state has: formats do not all say the same of them."""
+    if state is None:
+        return {}
+    unit = state.schedule.unit
+    said = {
+        "iterations": state.iterations,
+        "consumed samples": state.consumed_samples,
+        "consumed tokens": state.consumed_tokens,
+        "loss scale": state.loss_scale,
+        "where gradients are clipped": state.clip_grad,
+        f"position of the schedule, in {unit}s": state.schedule.position,
+    }
+    peaks = {f"peak learning rate of {name}": group.initial_lr for group in state.groups for name in group.parameters}
+    return {key: f"{value!r}" for key, value in (said | peaks).items() if value is not None}
 
 
 def _said(state: Training | None) -> dict[str, str]:
@@ -60,7 +85,7 @@ def _said(state: Training | None) -> dict[str, str]:
     if state is None:
         return {}
     of_groups = {
-        f"optimizer of {name}": f"lr {group.lr:g}, betas {group.betas[0]:g} {group.betas[1]:g}, eps {group.eps:g}, weight decay {group.weight_decay:g}"
+        f"optimizer of {name}": f"lr {group.lr!r}, betas {group.betas[0]!r} {group.betas[1]!r}, eps {group.eps!r}, weight decay {group.weight_decay!r}"
         for group in state.groups
         for name in group.parameters
     }

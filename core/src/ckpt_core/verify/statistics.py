@@ -16,7 +16,7 @@ from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.run import Listener
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.dtypes import decode
-from ckpt_core.tensors.boxes import boxes
+from ckpt_core.tensors.box import boxes
 from ckpt_core.tensors.source import SourceFiles
 
 _ELEMENTS = 1 << 20

@@ -248,7 +248,7 @@ def _state(
     added = section(optimizer, "params", path).get("adam_w_mode", True) is False and str(called).lower() == "adam"
     scaler = settings.get("loss_scaler")
     scale = scaler.fields().get("cur_scale") if isinstance(scaler, torch_files.Opaque) else None
-    clip = settings.get("clip_grad") or config.get("gradient_clipping")
+    clip = settings.get("clip_grad", config.get("gradient_clipping"))  # 0: gradients are not clipped
     scheduler = section(first, "lr_scheduler", path)
     position = scheduler.get("last_epoch")
     if type(scheduler.get("last_batch_iteration")) is int:  # DeepSpeed's own count from 0: it is 5 after six steps
@@ -263,7 +263,7 @@ def _state(
         consumed_samples=_count(first, "global_samples"),
         skipped_steps=skipped,
         loss_scale=float(scale) if isinstance(scale, int | float) and scale != 1.0 else None,
-        clip_grad=float(clip) if isinstance(clip, int | float) and clip else None,
+        clip_grad=float(clip) if isinstance(clip, int | float) else None,
     )
 
 

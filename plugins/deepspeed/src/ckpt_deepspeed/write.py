@@ -85,6 +85,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         said=model.said,
         config={"dtype": dtype.name, "model": json.loads(model.documents[CONFIG])},
         held=checkpoint.sidecars.keys() & builder.documents.keys() & {"preprocessor_config.json"},
+        says=("iterations", "consumed_samples", "clip_grad", "schedule.step"),
     )
 
 
@@ -141,14 +142,6 @@ def _grouped(builder: TargetBuilder, owned: Sequence[layouts.Native]) -> list[le
         losses.append(
             ledgers.Loss(
                 "unsaid", "global_samples", "the source does not say how many samples it consumed; 0 is written"
-            )
-        )
-    if training.loss_scale is not None:
-        losses.append(
-            ledgers.Loss(
-                "dropped",
-                f"loss scale {training.loss_scale:g}",
-                "DeepSpeed keeps it as an object of its own; it begins anew",
             )
         )
     return losses

@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ckpt_core.sdk import CkptError, FormatError, StoredTensor, disk, dtypes, schema, torch_files
 from ckpt_deepspeed.contents import enter_partition
 from ckpt_deepspeed.files import Folder, ranks, read_states, section
 from ckpt_deepspeed.flat import Flat, Kept, piece, pieces_of
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _PARTITIONED, _FLAT_GROUPS = "single_partition_of_fp32_groups", "fp32_flat_groups"
 _STAGES = {_PARTITIONED: (1, 2), _FLAT_GROUPS: (3,)}
@@ -311,6 +312,8 @@ def frozen(models: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Kept]:
 
 def rounds(master: Flat, stored: StoredTensor) -> bool:
     """Whether a master's first and last elements round to those of the stored weight, which it was rounded to."""
+    import numpy as np
+
     count = min(_SAMPLE, master.elements)
     if master.elements != stored.elements or not count or not _contiguous(stored):
         return master.elements == stored.elements
@@ -331,6 +334,8 @@ def _contiguous(stored: StoredTensor) -> bool:
 
 
 def _raw(stored: StoredTensor) -> np.ndarray:
+    import numpy as np
+
     return np.frombuffer(
         disk.read_range(stored.file, stored.offset, stored.elements * stored.dtype.size), stored.dtype.numpy
     )

@@ -26,7 +26,7 @@ from ckpt_core.sdk import (
     rewrites,
 )
 from ckpt_fsdp.optimizer import OPTIMIZER, OtherTensor, optimizer_of
-from ckpt_hf.sdk import model_of_checkpoint, progress_documents
+from ckpt_hf.sdk import SAID_BESIDE, model_of_checkpoint, progress_documents, replaced
 
 ACCELERATE = "pytorch_model_fsdp_0"
 _MODEL = "model"
@@ -60,6 +60,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             both, places = {**natives, **state.moments}, {**paths, **state.paths}
             add_distributed(builder, both, places, folder, limit, state.steps, state.objects)
         builder.documents |= progress_documents(builder.training, builder.training.groups, checkpoint.sidecars)
+        assumed += replaced(builder.documents, checkpoint.sidecars)
     builder.documents |= model.documents
     return builder.target(
         "fsdp",
@@ -72,7 +73,8 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         },
         losses=[*model.losses, *assumed],
         said=model.said,
-        held=checkpoint.sidecars.keys() & builder.documents.keys() & {"preprocessor_config.json"},
+        held=checkpoint.sidecars.keys() & builder.documents.keys() & {"preprocessor_config.json", "trainer_state.json"},
+        says=SAID_BESIDE,
     )
 
 

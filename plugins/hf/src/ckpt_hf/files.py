@@ -156,10 +156,11 @@ def read_tensors(folder: str, files: Iterable[str], index: str | None) -> Stored
 
 def _against_index(tensors: Mapping[str, StoredTensor], folder: str, index: str) -> Iterator[FormatError]:
     weight_map = containers.read_index(index)
+    shards = {path: os.path.basename(path) for path in {tensor.file for tensor in tensors.values()}}
     for name, file in weight_map.items():
         if name not in tensors:
             yield FormatError(f"tensor {name!r} is missing from its shard", file=os.path.join(folder, file))
-        elif os.path.basename(tensors[name].file) != file:
+        elif shards[tensors[name].file] != file:
             yield FormatError(
                 f"tensor {name!r} is not where the index says", file=index, found=tensors[name].file, expected=file
             )

@@ -62,13 +62,19 @@ def _said_in(path: str) -> tuple[Facts, dict[str, Any]] | None:
 
 
 def read(path: str, request: ReadRequest) -> Description:
-    """What lies in an HF folder, or in one weight file with its config beside it."""
+    """What lies in an HF folder, or in one weight file, with the config beside it, or that of `--config` where there is none."""
     if request.weights == "master":
         raise errors.NotCarried("an HF folder has no fp32 masters", file=path, fix="use --weights model")
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
-    config_file = os.path.join(folder, CONFIG)
-    if not os.path.isfile(config_file):
-        raise CkptError("there is no config.json", file=path, fix="give the folder of the model, with its config.json")
+    own = os.path.join(folder, CONFIG)
+    has_config = os.path.isfile(own)
+    config_file = own if has_config else request.config
+    if config_file is None or (not has_config and config_in(config_file) is None):
+        raise CkptError(
+            "there is no config.json" if config_file is None else "this is not a config of transformers",
+            file=path if config_file is None else config_file,
+            fix="give the folder of the model, with its config.json, or the config.json with --config",
+        )
     ledger = ledgers.Ledger()
     config = reading.without_ignored(documents.read_json_object(config_file), request, ledger, config_file)
     config, said_of_codes = said_in(config, config_file)
@@ -127,6 +133,7 @@ def read(path: str, request: ReadRequest) -> Description:
     # a model that sees is written back as it was found: the versions of transformers save it under other names
     as_found = family.choices(made)[match.number] if family.head is heads.SEES else {}
     beside = os.path.isdir(path) and part is None
+    companions = sidecars(folder) if has_config or os.path.isdir(path) else {}  # around a lone file lies anything
     names = match.spelling.hints() | ({"wrapper": stored.wrapper} if stored.wrapper else {})
     noted = {name: notes[name] for name in family.noted if name in notes}
     return Description(
@@ -135,9 +142,9 @@ def read(path: str, request: ReadRequest) -> Description:
         ranks=[RankTensors({}, stored.tensors, folder)],
         where=folder,
         files=[*stored.states, disk.FileState.of(config_file)],
-        config=config_file,
+        config=config_file if has_config else None,
         notes=notes,
-        sidecars=part.companions(sidecars(folder), ledger) if part else sidecars(folder),
+        sidecars=part.companions(companions, ledger) if part else companions,
         ledger=ledger,
         hints={
             "model_type": family.model_type,
@@ -155,6 +162,7 @@ def read(path: str, request: ReadRequest) -> Description:
             *(part.losses(match, stored.tensors) if part else _unread(match, stored.tensors)),
         ],
         training=(lambda: _training_beside(folder, family, arrangement, architecture)) if beside else None,
+        natives=match.natives,
     )
 
 

@@ -30,12 +30,13 @@ from ckpt_hf.classes import code_beside, family_of
 from ckpt_hf.common import Same, none_same
 from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.names import matching
-from ckpt_hf.trainer import Progress, progress_beside, progress_documents
+from ckpt_hf.trainer import SAID_BESIDE, Progress, progress_beside, progress_documents, replaced
 from ckpt_hf.training import state_of_training
 from ckpt_hf.write import choose, config_text, losses_of, settings_beside, settings_said
 
 __all__ = [
     "CONFIG",
+    "SAID_BESIDE",
     "ModelInMemory",
     "Progress",
     "TransformersModel",
@@ -44,6 +45,7 @@ __all__ = [
     "model_of_config",
     "progress_beside",
     "progress_documents",
+    "replaced",
     "state_of_training",
 ]
 

@@ -20,6 +20,7 @@ from ckpt_hf.files import (
 from ckpt_hf.training import state_of_training
 
 OPTION = "weight_files"
+_READABLE = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @schema.dataclass(frozen=True)
@@ -56,8 +57,17 @@ def chosen_set(folder: str, asked: str = "") -> WeightSet:
             )
         if sets:
             return sets[0]
+    others = [
+        name
+        for name in sorted(os.listdir(folder))
+        if name.endswith(_READABLE) and not state_of_training(name) and os.path.isfile(os.path.join(folder, name))
+    ]
     raise FormatError(
-        "there are no weights here", file=folder, expected="model.safetensors or pytorch_model.bin, or their index"
+        "there are no weights here under the usual names" if others else "there are no weights here",
+        file=folder,
+        found=", ".join(others)[:120] or None,
+        expected="model.safetensors or pytorch_model.bin, or their index",
+        fix=f"say which files are the model: -o {OPTION}={others[0]}" if others else None,
     )
 
 

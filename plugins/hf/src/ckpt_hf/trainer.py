@@ -21,9 +21,11 @@ from typing import Any
 
 from ckpt_core.sdk import (
     Architecture,
+    CkptError,
     FormatError,
     RankTensors,
     TargetBuilder,
+    company,
     disk,
     documents,
     dtypes,
@@ -49,10 +51,10 @@ def training_beside(
     path = os.path.join(folder, OPTIMIZER)
     tables = family.spellings(arrangement)[-1]  # those that transformers holds in memory
     natives = layouts.BoundTables(tables, architecture).natives()
-    order = registered(family.model_type, family.class_name, natives)
     states, bodies = _optimizer(path)
-    names = _named(bodies, order, path)
     told = any("param_names" in body for body in bodies)
+    order = list(natives) if told else registered(family.model_type, family.class_name, natives)
+    names = _told(bodies, order, path) if told else _named(bodies, order, path)
     files = [disk.FileState.of(path)]
     held = {name: states.get(number, {}) for number, name in names.items()}
     step, moments = reading.adam.states_of(held, bodies, path, files)
@@ -95,12 +97,7 @@ class Progress:
         if self.iterations is not None and self.schedule == reading.Schedule():
             why = "the optimizer's steps stand for it; the Trainer loads no optimizer without this file"
             losses.append(ledgers.Loss("unsaid", f"position of the schedule, of {SCHEDULER}", why))
-        missed = 0 if self.iterations is None or self.scale is not None else self.iterations - step
-        if missed:
-            why = f"{STATE} counts {self.iterations}, and no loss scale is there that skips steps: is the optimizer of an older checkpoint, or was it begun anew?"
-            subject = f"an optimizer that made {step} steps, {missed} less than the model"
-            losses.append(ledgers.Loss("assumed", subject, why))
-        return losses
+        return losses + reading.adam.missed_steps(step, self.iterations, self.scale, STATE)
 
     def state_of(
         self, step: int, groups: Sequence[reading.Group], optimizer: str, frozen: Sequence[str] = ()
@@ -145,10 +142,7 @@ def _optimizer(path: str) -> tuple[Mapping[Any, Mapping[str, Any]], list[dict[st
 
 
 def _named(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str) -> dict[Any, str]:
-    """The parameter of every number: the Trainer has the decayed ones first, a plain loop has one group. An optimizer that was made of named parameters
-    says them itself (torch 2.6, optim/optimizer.py, `param_names`)."""
-    if any("param_names" in body for body in bodies):
-        return _told(bodies, order, path)
+    """The parameter of every number: the Trainer has the decayed ones first, a plain loop has one group."""
     split = [[name for name in order if is_decayed(name)], [name for name in order if not is_decayed(name)]]
     wanted = {1: [list(order)], 2: split}.get(len(bodies))
     sizes = [len(body["params"]) for body in bodies]
@@ -163,8 +157,9 @@ def _named(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str)
     return _by_number(bodies, wanted, path)
 
 
-def _told(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str) -> dict[Any, str]:
-    """The parameter of every number by the names in the groups, which are those of the model, or of one that is wrapped."""
+def _told(bodies: Sequence[Mapping[str, Any]], known: Collection[str], path: str) -> dict[Any, str]:
+    """The parameter of every number by the names that an optimizer has which was made of named parameters (torch 2.6, optim/optimizer.py, `param_names`):
+    those of the model, or of one that is wrapped."""
     names: list[list[str]] = []
     for number, body in enumerate(bodies):
         said = body.get("param_names")
@@ -176,7 +171,7 @@ def _told(bodies: Sequence[Mapping[str, Any]], order: Sequence[str], path: str) 
                 expected=f"{len(body['params'])} names, as other groups have",
             )
         names.append([_WRAPPERS.sub("", str(name)) for name in said])
-    if strange := [name for of_group in names for name in of_group if name not in order]:
+    if strange := [name for of_group in names for name in of_group if name not in known]:
         raise errors.NotCarried(
             f"the optimizer names {strange[0]!r}, which is no parameter of the model", file=path, fix=_DROP
         )
@@ -264,9 +259,15 @@ def _read_scale(folder: str, found: Progress) -> None:
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
+SAID_BESIDE = ("iterations", "consumed_tokens", "schedule.step")
+"""What the files say of a training besides its optimizer."""
+
 
 def add_training(
-    builder: TargetBuilder, family: Family, arrangement: Mapping[str, layouts.Value], beside: Collection[str]
+    builder: TargetBuilder,
+    family: Family,
+    arrangement: Mapping[str, layouts.Value],
+    beside: Mapping[str, company.Sidecar],
 ) -> list[ledgers.Loss]:
     """The files of the Trainer for the state of a training, if the builder has one; what of it is not as it was.
 
@@ -306,17 +307,39 @@ def add_training(
         for name, native in held.items():
             builder.place(native, OPTIMIZER, offsets["state", numbered[name], kind])
     builder.documents |= progress_documents(training, groups, beside)
-    return [*losses, *reading.assumed_of(training, groups)]
+    return [*losses, *reading.assumed_of(training, groups), *replaced(builder.documents, beside)]
 
 
 def progress_documents(
-    training: reading.Training, groups: Sequence[reading.Group], beside: Collection[str]
+    training: reading.Training, groups: Sequence[reading.Group], beside: Mapping[str, company.Sidecar]
 ) -> dict[str, bytes]:
-    """The files of the Trainer that say how far a run is, but for those that are `beside` the model already."""
+    """The files of the Trainer that say how far a run is, but for its own account where one is `beside` the model that says the same: one that is of
+    another step was carried along from where the run began."""
     found = {SCHEDULER: torch_files.torch_bytes(_scheduler(training, groups), SCHEDULER)}
-    if STATE not in beside:
+    if STATE not in beside or not _is_of(training, beside[STATE]):
         found[STATE] = (json.dumps(_state(training), indent=2) + "\n").encode()
     return found
+
+
+def replaced(written: Collection[str], beside: Collection[str]) -> list[ledgers.Loss]:
+    """That the Trainer's account `beside` the model is not the one that is `written`."""
+    if STATE not in written or STATE not in beside:
+        return []
+    return [ledgers.Loss("dropped", f"{STATE} beside the model", "it is of another step; one of this step is written")]
+
+
+def _is_of(training: reading.Training, account: company.Sidecar) -> bool:
+    """Whether the Trainer's account of a run is that of this state."""
+    try:
+        said = json.loads(account.extent.read())
+    except (CkptError, OSError, ValueError):
+        return False
+    tokens = said.get("num_input_tokens_seen") if isinstance(said, dict) else None
+    return (
+        isinstance(said, dict)
+        and said.get("global_step") == (training.iterations or training.step)
+        and (tokens or 0) == (training.consumed_tokens or 0)
+    )
 
 
 def _parameters(natives: Mapping[str, layouts.Native], names: Sequence[str]) -> list[str]:

@@ -32,7 +32,7 @@ from ckpt_hf.common import Family, Rewrite, TableSet
 from ckpt_hf.config import CLASS_NAMES, FAMILIES, classes_with_head_of
 from ckpt_hf.files import BIN, CONFIG, SAFETENSORS, add_weights
 from ckpt_hf.quantised.writing import coded
-from ckpt_hf.trainer import add_training
+from ckpt_hf.trainer import SAID_BESIDE, STATE, add_training
 
 
 @schema.dataclass(frozen=True)
@@ -90,8 +90,9 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         decisions={"hf_class": fit.family.class_name, **({"tokens": fit.tokens} if fit.tokens else {})},
         losses=[*losses_of(checkpoint, fit), *codes.losses, *regrouped],
         said=fit.said | settings_said(checkpoint),
-        held={company.PROCESSOR} & builder.documents.keys(),
+        held={company.PROCESSOR, STATE} & builder.documents.keys(),
         carried=codes.carried,
+        says=SAID_BESIDE,
     )
 
 

@@ -7,10 +7,9 @@ cut the last axis again, wherever their share of all parameters ends.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-
-import numpy as np
 
 from ckpt_core.sdk import StoredTensor, chunked, dtypes, schema
 
@@ -30,7 +29,7 @@ class FlattenedTensor:
         """The origin of each box that lies in one piece, and its bytes."""
         shard = tuple(size // count for size, count in zip(self.shape, self.flat.shape, strict=False))
         for origin, stored in self.flat.stored():
-            for index in np.ndindex(*stored.shape[:-1]):
+            for index in itertools.product(*map(range, stored.shape[:-1])):
                 corner = [(first + step) * size for first, step, size in zip(origin, index, shard, strict=False)]
                 skipped = sum(step * stride for step, stride in zip(index, stored.strides, strict=False))
                 start = origin[-1]

@@ -18,11 +18,13 @@ from typing import Any
 
 from ckpt_core.sdk import FormatError, disk, lazy, ledgers, reading, schema
 
-__all__ = ["STEP", "Progress", "continued", "counters", "iterations", "progress_in"]
+__all__ = ["SAID", "STEP", "Progress", "continued", "counters", "iterations", "progress_in"]
 
 STEP = "global_step"
 """The key of the optimizer's steps of a run."""
 SCHEDULERS = "lr_schedulers"
+SAID = ("iterations", "consumed_samples", "schedule.step")
+"""What `counters`, and the consumed samples beside them, say of a training."""
 _CONSUMED = re.compile(r"consumed_samples=(\d+)(?:\.\d+)?")
 _STEP_IN_NAME = re.compile(r"(?:^|[-_])step=(\d+)")
 _SCALERS = ("Plugin", "MixedPrecision")
@@ -109,6 +111,7 @@ def continued(
         skipped_steps=None if iterations is None else iterations - state.step,
         loss_scale=state.loss_scale if found.loss_scale is None else found.loss_scale,
     )
+    losses += reading.adam.missed_steps(state.step, iterations, state.loss_scale, STEP)
     return replace(saved, state=state, losses=[*saved.losses, *losses])
 
 

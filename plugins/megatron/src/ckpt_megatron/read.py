@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from typing import Any
 
@@ -32,17 +32,10 @@ from ckpt_megatron.contents import enter_args
 from ckpt_megatron.files import FSDP_DTENSOR, SIDECARS, TRACKER, container_of, find_folder
 from ckpt_megatron.found import DescribedModel, FolderContents, RankShare, check_kind, height, predicts
 from ckpt_megatron.layout import DIVISIBLE
-from ckpt_megatron.megatron_fsdp import read_fsdp
 from ckpt_megatron.names import PREDICTORS
 from ckpt_megatron.optimizer.progress import CONTINUED
 from ckpt_megatron.read_dist import read_dist
-from ckpt_megatron.read_torch import read_torch
 
-_READERS = {
-    "torch_dist": chunked.read_distributed,
-    "zarr": chunked.read_zarr,
-    FSDP_DTENSOR: read_fsdp,
-}
 _EMBEDDING = "embedding.word_embeddings.weight"
 
 
@@ -51,10 +44,12 @@ def read(path: str, request: ReadRequest) -> Description:
     folder = find_folder(path)
     container = container_of(folder)
     if container == "torch":
+        from ckpt_megatron.read_torch import read_torch
+
         found = read_torch(folder, request.weights)
     else:
         kind = FSDP_DTENSOR if container == FSDP_DTENSOR else "torch_dist"
-        found = read_dist(folder, request.weights, _READERS[container], container=kind)
+        found = read_dist(folder, request.weights, _reader_of(container), container=kind)
         check_kind(found.names, folder)
     _check_iteration(found)
     model = _model(found, request)
@@ -86,6 +81,15 @@ def read(path: str, request: ReadRequest) -> Description:
         masters=found.masters,
         training=None if found.training is None else lambda: training_of(found, model.architecture, choices),
     )
+
+
+def _reader_of(container: str) -> Callable[[str], chunked.DistributedCheckpoint]:
+    """What reads the tensors of all ranks, by how they are kept."""
+    if container == FSDP_DTENSOR:
+        from ckpt_megatron.megatron_fsdp import read_fsdp
+
+        return read_fsdp
+    return chunked.read_zarr if container == "zarr" else chunked.read_distributed
 
 
 def training_of(

@@ -65,6 +65,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         losses=[*_assumed(facts, layout), *(state.losses if state else [])],
         said=config.said(args),
         config={key: hints[key] for key in CONTINUED if key in hints} | args,
+        says=("iterations", "consumed_samples", "clip_grad", "schedule.sample"),
     )
 
 

@@ -306,6 +306,11 @@ class Release:
     interleaved: bool | None
     neutral: Mapping[str, Any]
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether `checkpoint_metadata.json` says how many tokens a run consumed."""
+        return self.checkpoint_version >= "1.5"
+
 
 # Until db9e8745 (2024-05-18) Llama's rope had base 10000 and interleaved pairs, and no key for either.
 # fmt: off

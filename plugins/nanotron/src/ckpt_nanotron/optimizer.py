@@ -264,6 +264,7 @@ def _counted(
         files.append(disk.FileState.of(path))
         ledger.carried(ledgers.PROGRESS.what, path, "metas")
     iteration, samples = metas.get("last_train_step"), metas.get("consumed_train_samples")
+    tokens = metas.get("consumed_tokens_total")
     iteration = iteration if type(iteration) is int else None
     if iteration is not None and count != iteration:
         raise FormatError(
@@ -280,6 +281,8 @@ def _counted(
         schedule,
         iterations=iteration,
         consumed_samples=samples if type(samples) is int else None,
+        consumed_tokens=tokens if type(tokens) is int else None,
+        clip_grad=_clip_grad(step),
     )
     return state, files
 
@@ -317,8 +320,18 @@ def _schedule(files: Sequence[str], groups: Sequence[reading.Group], step: str) 
 
 def _curve(step: str) -> dict[str, Any]:
     """The curve of the learning rate, which config.yaml has, as nanotron says it."""
-    path = os.path.join(step, TRAINING_CONFIG)
-    if not os.path.isfile(path):
-        return {}
-    curve = _section(documents.read_yaml_object(path), "optimizer", "learning_rate_scheduler")
+    curve = _section(_settings(step), "learning_rate_scheduler")
     return {"nanotron": dict(curve)} if curve else {}
+
+
+def _clip_grad(step: str) -> float | None:
+    """At what gradients are clipped, 0 where they are not; None where config.yaml does not say it."""
+    said = _settings(step)
+    value = said.get("clip_grad")
+    return float(value or 0.0) if "clip_grad" in said and isinstance(value, int | float | None) else None
+
+
+def _settings(step: str) -> Mapping[str, Any]:
+    """What config.yaml says of the optimizer."""
+    path = os.path.join(step, TRAINING_CONFIG)
+    return _section(documents.read_yaml_object(path), "optimizer") if os.path.isfile(path) else {}

@@ -37,7 +37,7 @@ class Run:
         """How many samples the run has consumed; 0 where no file of the source says it."""
         return 0 if self.training is None else self.training.consumed_samples or 0
 
-    def losses(self) -> list[ledgers.Loss]:
+    def losses(self, release: Release, sequence_length: int) -> list[ledgers.Loss]:
         """What the configs say that the state does not."""
         state = self.training
         if state is None:
@@ -47,6 +47,12 @@ class Run:
             rate = state.groups[0].lr
             why = "the source does not say its curve as nanotron does: set optimizer.learning_rate_scheduler in config.yaml"
             found.append(ledgers.Loss("assumed", f"a learning rate that stays at {rate:.9g}", why))
+        if state.clip_grad is None:
+            why = "the source does not say it: set optimizer.clip_grad in config.yaml"
+            found.append(ledgers.Loss("assumed", f"gradients that are clipped at {_CLIP:g}", why))
+        if release.counts_tokens and state.consumed_tokens is None:
+            why = f"the source does not count them; that is {self.samples} samples of {sequence_length}"
+            found.append(ledgers.Loss("assumed", f"{_tokens(self, sequence_length)} consumed tokens", why))
         if state.consumed_samples is None:
             why = "the source does not say it: the data loader begins anew, unless checkpoint_metadata.json is given the number"
             found.append(ledgers.Loss("unsaid", "consumed_train_samples", why))
@@ -62,11 +68,14 @@ def metadata_json(release: Release, tp: int, sequence_length: int, run: Run) -> 
         metas["data_stages"] = [stage]
         metas["last_stage_idx"] = 0
         body["custom_metas"] = None
-        if release.checkpoint_version >= "1.5":
+        if release.counts_tokens:
             stage |= {"sequence_length": sequence_length, "consumed_tokens_per_dataset_folder": {}}
             metas["consumed_tokens_total"] = _tokens(run, sequence_length)
             body["cp"] = 1
     return json.dumps(body, indent=2, sort_keys=True).encode()
+
+
+_CLIP = 1.0  # that of nanotron's examples
 
 
 def _tokens(run: Run, sequence_length: int) -> int:
@@ -98,9 +107,9 @@ def _of_optimizer(run: Run, dtype: dtypes.DType) -> tuple[dict[str, Any], dict[s
         "min_decay_lr": 1e-5,
     }
     adam = {"adam_beta1": 0.9, "adam_beta2": 0.95, "adam_eps": 1e-8, "torch_adam_is_fused": True}
-    section = {
+    section: dict[str, Any] = {
         "accumulate_grad_in_fp32": dtype.torch != "float32",
-        "clip_grad": 1.0,
+        "clip_grad": _CLIP,
         "weight_decay": 0.01,
         "zero_stage": run.zero,
     }
@@ -112,7 +121,7 @@ def _of_optimizer(run: Run, dtype: dtypes.DType) -> tuple[dict[str, Any], dict[s
         section |= {
             # without masters in the files the optimizer steps the weights themselves, whatever their dtype
             "accumulate_grad_in_fp32": state.own_masters,
-            "clip_grad": 1.0 if state.clip_grad is None else state.clip_grad,
+            "clip_grad": _CLIP if state.clip_grad is None else state.clip_grad or None,
             # what is in optimizer/ has the last word: each group of it brings its own
             "weight_decay": max(group.weight_decay for group in state.groups),
         }

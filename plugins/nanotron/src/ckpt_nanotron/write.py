@@ -95,9 +95,15 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             "checkpoint_version": release.checkpoint_version,
             **({"tokens": tokens} if tokens else {}),
         },
-        losses=[*losses, *run.losses()],
+        losses=[*losses, *run.losses(release, int(config["max_position_embeddings"]))],
         said=kind.config.said(config),
         config=config,
+        says=(
+            "consumed_samples",
+            "clip_grad",
+            "schedule.step",
+            *(["consumed_tokens"] if release.counts_tokens else []),
+        ),
     )
 
 

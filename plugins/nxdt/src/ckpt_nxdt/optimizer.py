@@ -208,12 +208,12 @@ def _of_rank(
     for path in paths:
         if others := sorted(map(str, _states_in(held[path]).keys() - set(range(len(names))))):
             raise FormatError("the optimizer has states of no parameter", file=path, found=", ".join(others[:4]))
+        of_file = {name: _states_in(held[path]).get(number, {}) for number, name in enumerate(names)}
+        steps |= {f"{name} of {path}": step for name, step in reading.adam.steps_of(of_file, (), path).items()}
     for number, name in enumerate(names):
         states = [(_states_in(held[path]).get(number, {}), path) for path in paths]
         for state, path in states:
             reading.adam.check_state(name, state, StoredTensor, path)
-            if "step" in state:
-                steps[f"{name} of {path}"] = state["step"]
         for kind in reading.MOMENTS:
             found[kind][name] = joined(
                 f"{kind} of {name}", shapes[name], [(state[kind], path) for state, path in states]

@@ -23,7 +23,7 @@ from ckpt_core.sdk import (
     ledgers,
     rewrites,
 )
-from ckpt_megatron.sdk import DIVISIBLE, keeping_rows, padded
+from ckpt_megatron.sdk import DIVISIBLE, keeping_rows, lightning, padded
 from ckpt_nxdt.config import CONFIG, table_for, write_config
 from ckpt_nxdt.contents import USER_CONTENT
 from ckpt_nxdt.continuing import WrittenOptimizer, optimizer_of
@@ -86,6 +86,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         losses=[*_losses(checkpoint), *(optimizer.losses if optimizer is not None else [])],
         said=table_for(str(config["model_type"])).said(config),
         config={"job": job, "model": config},
+        says=lightning.SAID,
     )
 
 

@@ -36,6 +36,14 @@ class ByteRange:
         """How many bytes are left."""
         return self._end - self.position
 
+    def at_hand(self) -> tuple[bytes, int]:
+        """The bytes that are in memory, and the place of the next one in them."""
+        return self._buffer, self._at
+
+    def go(self, at: int) -> None:
+        """Go on at a place in the bytes at hand."""
+        self._at = at
+
     def byte(self) -> int:
         """The next byte; `FormatError` at the end."""
         at = self._at

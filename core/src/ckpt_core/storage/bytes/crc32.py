@@ -31,9 +31,9 @@ _ALL = 0xFFFFFFFF
 _CHUNK = 1 << 20
 
 
-def remainder(data: bytes | memoryview) -> int:
-    """The CRC-32 of `data` without its constants; that of zeros is 0."""
-    return crc32(data, _ALL) ^ _ALL
+def remainder(data: bytes | memoryview, before: int = 0) -> int:
+    """The CRC-32 of `data` without its constants; that of zeros is 0. `before` is that of the bytes in front of `data`."""
+    return crc32(data, before ^ _ALL) ^ _ALL
 
 
 def shifted(part: int, count: int) -> int:

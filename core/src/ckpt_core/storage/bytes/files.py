@@ -32,7 +32,7 @@ from ckpt_core.storage.bytes.remote.objects import Object, changed
 # that fails, no permission) is one of the machine: nothing is wrong with the file, and work that is done stays.
 _WRONG_PATHS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 _MOST_OPEN = 128
-_FOLIO = 512 << 10
+_FOLIO = 256 << 10
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -239,7 +239,7 @@ class OpenFiles:
         self._open: OrderedDict[str, list[int]] = OrderedDict()  # path -> [descriptor, users]
         self._lock = threading.Lock()
 
-    def descriptor(self, path: str, state: FileState | None = None) -> _Use:
+    def descriptor(self, path: str, state: FileState | None = None) -> Use:
         """A descriptor of `path` that stays open inside the block (`with`); checked against `state` when it is opened."""
         with self._lock:
             entry = self._open.get(path)
@@ -248,7 +248,7 @@ class OpenFiles:
                 self._open[path] = entry
             self._open.move_to_end(path)
             entry[1] += 1
-        return _Use(self, path, entry)
+        return Use(self, path, entry)
 
     def _release(self, entry: list[int]) -> None:
         with self._lock:
@@ -299,7 +299,7 @@ class OpenFiles:
             raise failures[0]
 
 
-class _Use:
+class Use:
     """A descriptor in use by one block. It is a class, as every chunk has several, and a generator takes three times as long."""
 
     __slots__ = ("_entry", "_files", "_path")
@@ -331,10 +331,10 @@ def pread_into(descriptor: int, view: memoryview, offset: int, path: str) -> Non
 
 
 def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
-    """Write all of `view` at `offset`, at most `_FOLIO` bytes and a little more at a time.
+    """Write all of `view` at `offset`, at most `_FOLIO` bytes of a long one at a time.
 
-    For a longer write the kernel takes folios of 1 or 2 MiB. Under a hypervisor that has free memory back in blocks of that size, these are the
-    blocks that it gave back, and taking one again costs more than all else: writing a GB took 1.8 s of CPU time in place of 0.15.
+    The kernel makes folios of the page cache as large as a write, up to 2 MiB. Under a hypervisor that takes free memory back, large free blocks are those
+    that it took, and each of their pages costs more than all else when it is written again: a GB in writes of 2 MiB took 1.8 s of CPU time, and 0.15 in these.
     """
     while len(view):
         count = os.pwrite(descriptor, view if len(view) < 2 * _FOLIO else view[: _FOLIO - offset % _FOLIO], offset)

@@ -27,6 +27,11 @@ __all__ = ["METADATA", "Blob", "Chunk", "ChunkedTensor", "DistributedCheckpoint"
 
 _MODULE = "torch.distributed.checkpoint."
 # Megatron-Core 0.15 pickles a subclass of Metadata; its fields are the same.
+_INDEX = (f"{_MODULE}metadata.MetadataIndex",)
+_PLACE = (f"{_MODULE}filesystem._StorageInfo",)
+_TENSOR = (f"{_MODULE}metadata.TensorStorageMetadata",)
+_CHUNK = (f"{_MODULE}metadata.ChunkStorageMetadata",)
+_OBJECT = f"{_MODULE}metadata.BytesStorageMetadata"
 _METADATA_CLASSES = (f"{_MODULE}metadata.Metadata", "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata")
 _MAX_SIZE = 1 << 62
 _DAMAGED = "copy the checkpoint again, .metadata too: it is damaged, or mixed of two"
@@ -69,7 +74,7 @@ def read_distributed(source: str | os.PathLike[str] | Tree) -> DistributedCheckp
                 raise FormatError(
                     "an entry of the metadata is neither a tensor nor an object", file=path, found=brief(entry)
                 )
-            if entry.qualname == f"{_MODULE}metadata.BytesStorageMetadata":
+            if entry.qualname == _OBJECT:
                 objects[name] = _only(blobs.pop(name, {}), name, path)
             else:
                 tensors[name] = _tensor(name, entry, blobs.pop(name, {}), path)
@@ -114,13 +119,13 @@ def _blobs(located: Mapping[object, object], tree: Tree) -> dict[str, dict[Origi
     problems = Problems(f"reading {path}")
     for index, info in located.items():
         try:
-            key = _fields(index, [f"{_MODULE}metadata.MetadataIndex"], path)
+            key = _fields(index, _INDEX, path)
             name, origin = key.get("fqn"), key.get("offset")
             if not isinstance(name, str) or not (origin is None or _is_shape(origin)):
                 raise FormatError(
                     "an index of the metadata is impossible", file=path, found=f"{brief(name)} at {brief(origin)}"
                 )
-            blob = _blob(_fields(info, [f"{_MODULE}filesystem._StorageInfo"], path), name, tree, files)
+            blob = _blob(_fields(info, _PLACE, path), name, tree, files)
             if found.setdefault(name, {}).setdefault(None if origin is None else tuple(origin), blob) is not blob:
                 raise FormatError(f"{name!r} has two chunks at {origin}", file=path)
         except FormatError as problem:
@@ -179,7 +184,7 @@ def _only(blobs: Mapping[Origin, Blob], name: str, path: str) -> Blob:
 
 
 def _tensor(name: str, entry: Opaque, blobs: Mapping[Origin, Blob], path: str) -> ChunkedTensor:
-    fields = _fields(entry, [f"{_MODULE}metadata.TensorStorageMetadata"], path)
+    fields = _fields(entry, _TENSOR, path)
     dtype, shape, chunks = _dtype(fields.get("properties")), fields.get("size"), fields.get("chunks")
     if dtype is None or not _is_shape(shape) or not isinstance(chunks, list):
         raise FormatError(
@@ -190,7 +195,7 @@ def _tensor(name: str, entry: Opaque, blobs: Mapping[Origin, Blob], path: str) -
     found = []
     empty: set[tuple[int, ...]] = set()
     for chunk in chunks:
-        box = _fields(chunk, [f"{_MODULE}metadata.ChunkStorageMetadata"], path)
+        box = _fields(chunk, _CHUNK, path)
         origin, size = box.get("offsets"), box.get("sizes")
         if not _is_shape(origin) or not _is_shape(size) or not len(origin) == len(size) == len(shape):
             raise FormatError(

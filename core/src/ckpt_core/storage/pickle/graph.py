@@ -49,11 +49,14 @@ def measure(root: Any, deep: int, many: int = 1 << 62) -> tuple[int, int]:
     while path:
         value, children, total = path[-1]
         for child in children:
-            if not _is_container(child):
+            if type(child) not in _CONTAINERS:
                 total[1] += 1
             elif type(child) is not Opaque and len(child) <= _SMALL and _is_flat(child):
                 total[0] = max(total[0], 2)
                 total[1] += 1 + len(child)
+            elif type(child) is Opaque and (small := _of_small_object(child)):
+                total[0] = max(total[0], small[0] + 1)
+                total[1] += small[1]
             elif known := noted.get(id(child)):
                 total[0] = max(total[0], (known & _DEPTHS) + 1)
                 total[1] += known >> 16
@@ -78,6 +81,31 @@ def measure(root: Any, deep: int, many: int = 1 << 62) -> tuple[int, int]:
                 above[1] += total[1]
     known = noted[id(root)]
     return max(known & _DEPTHS, deepest), known >> 16
+
+
+def _of_small_object(value: Opaque) -> tuple[int, int] | None:
+    """(depth, size) of an object that holds a few leaves, and collections of them, as each of the 90,000 in the metadata of a large checkpoint
+    does; None for any other. It is what the walk would find."""
+    depth, size = 1, 1
+    for part in _children(value):
+        if type(part) not in _CONTAINERS:
+            size += 1
+            continue
+        if type(part) is Opaque or len(part) > _SMALL:
+            return None
+        if _is_flat(part):
+            depth, size = max(depth, 2), size + 1 + len(part)
+            continue
+        size += 1
+        for child in _children(part):
+            if type(child) not in _CONTAINERS:
+                size += 1
+            elif type(child) is Opaque or len(child) > _SMALL or not _is_flat(child):
+                return None
+            else:
+                size += 1 + len(child)
+        depth = 3
+    return (depth, size) if size <= _SMALL_SIZE else None
 
 
 def _through_an_object(path: Sequence[tuple[Any, Any, list[int]]], child: Any) -> bool:

@@ -19,7 +19,7 @@ from ckpt_core.storage.pickle.refused import is_refused
 
 _HIGHEST_PROTOCOL = 5
 # Bytes in CPython, rounded up to what its allocator hands out.
-_REMEMBERED, _SCALAR, _SET, _ENTRY, _STORAGE = 10, 48, 224, 112, 128
+REMEMBERED, SCALAR, HELD, _SET, _ENTRY, _STORAGE = 10, 48, 16, 224, 112, 128
 _INT = re.compile(rb"[+-]?\d+", re.ASCII)
 
 
@@ -42,12 +42,13 @@ class Machine:
         self.limits = limits
         self.stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks under each open mark
-        self._memo: list[Any] = []  # picklers number what they remember from 0 on
-        self._memo_elsewhere: dict[int, Any] = {}
+        self.memo: list[Any] = []  # picklers number what they remember from 0 on
+        self.memo_elsewhere: dict[int, Any] = {}
         self._held = 0  # values on the stacks below
         self._made = 0
         self._allowed = 0  # `_made` up to here was found to be within the limits
         self._globals: dict[tuple[str, str], Any] = {}
+        self.makers_of: dict[Any, Maker | None] = {}  # what was called before: by identity, as stand-ins are equal
 
     @property
     def bytes_read(self) -> int:
@@ -87,21 +88,21 @@ class Machine:
                 "the pickle does not end with one value",
                 found=f"{len(self.stack)} values, {len(self._below)} open marks",
             )
-        self._made -= _REMEMBERED * len(self._memo)
-        self._memo.clear()
-        self._memo_elsewhere.clear()
+        self._made -= REMEMBERED * len(self.memo)
+        self.memo.clear()
+        self.memo_elsewhere.clear()
         return self.stack.pop()
 
     # Numbers and text
 
     def unpack(self, layout: struct.Struct) -> None:
-        self.charge(_SCALAR)
+        self.charge(SCALAR)
         self.stack.append(layout.unpack(self.data.take(layout.size))[0])
 
     def line(self) -> bytes:
         """The rest of a line of the text opcodes."""
         line = self.data.line(self.limits.line)
-        self.charge(_SCALAR + len(line))
+        self.charge(SCALAR + len(line))
         return line
 
     def _integer(self, data: bytes) -> int:
@@ -110,7 +111,7 @@ class Machine:
     def long(self, width: int) -> None:
         count = int.from_bytes(self.data.take(width), "little", signed=width > 1)
         self._check_length(count, self.limits.integer, "an integer")
-        self.charge(_SCALAR + count)
+        self.charge(SCALAR + count)
         self.stack.append(self._integer(self.data.take(count)))
 
     def text_integer(self) -> int:
@@ -137,7 +138,7 @@ class Machine:
         count = int.from_bytes(self.data.take(width), "little")
         self._check_length(count, self.limits.string, "a string")
         data = self.data.take(count)
-        self.charge(_SCALAR + count)
+        self.charge(SCALAR + count)
         return data
 
     def _check_length(self, count: int, limit: int, what: str) -> None:
@@ -201,30 +202,30 @@ class Machine:
 
     def put(self, index: int) -> None:
         value = self.stack[-1]
-        if index == len(self._memo):
-            self.charge(_REMEMBERED)
-            self._memo.append(value)
-        elif 0 <= index < len(self._memo):
-            self._memo[index] = value
+        if index == len(self.memo):
+            self.charge(REMEMBERED)
+            self.memo.append(value)
+        elif 0 <= index < len(self.memo):
+            self.memo[index] = value
         elif index < 0:
             self.fail("the pickle remembers a value by an impossible number", found=f"memo {index}")
         else:
-            self.charge(_SCALAR + _ENTRY)
-            self._memo_elsewhere[index] = value
+            self.charge(SCALAR + _ENTRY)
+            self.memo_elsewhere[index] = value
 
     def memoize(self) -> None:
-        self.put(len(self._memo) + len(self._memo_elsewhere))
+        self.put(len(self.memo) + len(self.memo_elsewhere))
 
     def get(self, index: int) -> None:
-        if 0 <= index < len(self._memo):
-            self.stack.append(self._memo[index])
-        elif index in self._memo_elsewhere:
-            self.stack.append(self._memo_elsewhere[index])
+        if 0 <= index < len(self.memo):
+            self.stack.append(self.memo[index])
+        elif index in self.memo_elsewhere:
+            self.stack.append(self.memo_elsewhere[index])
         else:
             self.fail("the pickle refers to a value that it never stored", found=f"memo {index}")
 
     def tuple_of(self, count: int) -> None:
-        self.charge(_SCALAR + 8 * count)
+        self.charge(SCALAR + 8 * count)
         stack = self.stack
         if len(stack) < count:
             raise IndexError
@@ -289,7 +290,7 @@ class Machine:
 
     def make_tuple(self) -> None:
         items = self.pop_mark()
-        self.charge(_SCALAR + 8 * len(items))
+        self.charge(SCALAR + 8 * len(items))
         self.stack.append(tuple(items))
 
     def make_list(self) -> None:
@@ -338,7 +339,7 @@ class Machine:
             self.fail("the pickle calls something that is not a class or function", found=brief(target))
         if type(args) is not tuple or not (kwargs is None or isinstance(kwargs, dict)):
             self.fail(f"the pickle calls {target.qualname} with odd arguments", found=brief(args), expected="a tuple")
-        maker = self._makers.get(target.qualname)
+        maker = self.makers_of[target] = self._makers.get(target.qualname)
         if maker is None and kwargs:
             made = Opaque(target.module, target.name, args, kwargs=dict(kwargs))
         elif maker is None:
@@ -347,7 +348,7 @@ class Machine:
             self.fail(f"the pickle calls {target.qualname} with keywords", found=brief(kwargs))
         else:
             made = maker(args, self)
-        self.charge(sys.getsizeof(made) + 16)
+        self.charge(sys.getsizeof(made) + HELD)
         self.stack.append(made)
 
     def reduce(self) -> None:

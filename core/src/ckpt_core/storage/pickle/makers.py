@@ -64,9 +64,11 @@ def fill_dict(target: dict[Any, Any], flat: list[Any], reading: Reading) -> None
     """Set `flat[0]: flat[1], flat[2]: flat[3], ...` in `target`."""
     if len(flat) % 2:
         reading.fail("a dict in the pickle has a key without a value")
-    for at in range(0, len(flat), 2):
-        check_key(flat[at], reading)
-        target[flat[at]] = flat[at + 1]
+    items = iter(flat)
+    for key, value in zip(items, items, strict=True):
+        if type(key) is not str:
+            check_key(key, reading)
+        target[key] = value
 
 
 def _items(args: Args, reading: Reading) -> Collection[Any]:
@@ -205,8 +207,8 @@ def _make_enum_by_name(args: Args, reading: Reading) -> Opaque:
 
 
 def _make_size(args: Args, reading: Reading) -> tuple[int, ...]:
-    made = _make_tuple(args, reading)
-    if not all(type(size) is int for size in made):
+    made = args[0] if len(args) == 1 and type(args[0]) is tuple else _make_tuple(args, reading)
+    if not {int}.issuperset(map(type, made)):
         reading.fail("a torch.Size that does not hold integers", found=brief(made))
     return made
 

@@ -74,6 +74,8 @@ class Opaque:
         >>> Opaque("megatron.enums", "ModelType", args=(1,)).fields()
         {'0': 1}
         """
+        if not self.args and not self.kwargs and type(self.state) is dict and {str}.issuperset(map(type, self.state)):
+            return dict(self.state)  # as most are
         found: dict[str, Any] = {str(index): value for index, value in enumerate(self.args or ())}
         found.update(self.kwargs or {})
         parts = self.state if isinstance(self.state, tuple) and len(self.state) == 2 else (self.state,)

@@ -24,6 +24,7 @@ from typing import Any
 
 from ckpt_core.storage.bytes.byterange import ByteRange
 from ckpt_core.storage.pickle.arrays import NUMPY_MAKERS
+from ckpt_core.storage.pickle.commonest import commonest
 from ckpt_core.storage.pickle.graph import NOTE, measure
 from ckpt_core.storage.pickle.limits import Limits
 from ckpt_core.storage.pickle.machine import Machine
@@ -143,25 +144,29 @@ def read_pickle(
     """
     data = ByteRange(source, file) if isinstance(source, bytes) else source
     machine = Machine(data, file, persistent_load, makers, limits)
-    next_byte, opcodes, most = data.byte, _OPCODES, limits.stack
-    for _ in range(limits.opcodes):
-        code = next_byte()
-        if code == _STOP:
-            return _walkable(machine.result(), machine, limits)
-        step = opcodes[code]
-        if step is None:
-            machine.fail(
-                f"the pickle holds an unknown opcode {bytes([code])!r}", fix="the file is damaged or no pickle"
-            )
+    left, most = limits.opcodes, limits.stack
+    while left > 0:
         try:
+            left -= commonest(machine, left)
+            if len(machine.stack) > most:
+                machine.fail("the pickle's stack grows too large", expected=f"at most {limits.stack} values")
+            if not left:
+                break
+            left -= 1
+            code = data.byte()
+            if code == _STOP:
+                return _walkable(machine.result(), machine, limits)
+            step = _OPCODES[code]
+            if step is None:
+                machine.fail(
+                    f"the pickle holds an unknown opcode {bytes([code])!r}", fix="the file is damaged or no pickle"
+                )
             step(machine)
         except IndexError:
             machine.fail("the pickle takes more from its stack than there is")
         except (TypeError, ValueError, ArithmeticError, AttributeError, MemoryError) as error:
             # An argument of a kind that its maker did not foresee, such as an array where a text belongs.
             machine.fail("the pickle gives something a value of a wrong kind", found=f"{type(error).__name__}: {error}")
-        if len(machine.stack) > most:
-            machine.fail("the pickle's stack grows too large", expected=f"at most {limits.stack} values")
     machine.fail("the pickle is too long", expected=f"at most {limits.opcodes} opcodes")
 
 

@@ -12,6 +12,7 @@ what was shared or cyclic when read is so again; nothing else is remembered.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -95,6 +96,9 @@ class PickleWriter:
         if not values:
             self._out += b")"
             return
+        if len(values) <= 3 and {int}.issuperset(map(type, values)) and max(map(abs, values)) < 1 << 31:
+            self._out += _few_integers(values)
+            return
         if len(values) > 3:
             self._out += b"("
         self._each(values)
@@ -143,12 +147,8 @@ class PickleWriter:
         self._out += codes
 
     def _integer(self, value: int) -> None:
-        if 0 <= value < 1 << 8:
-            self._out += b"K%c" % value
-        elif 0 <= value < 1 << 16:
-            self._out += struct.pack("<cH", b"M", value)
-        elif -(1 << 31) <= value < 1 << 31:
-            self._out += struct.pack("<ci", b"J", value)
+        if -(1 << 31) <= value < 1 << 31:
+            self._out += _narrow(value)
         else:
             data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
             if len(data) > 255:
@@ -184,7 +184,10 @@ class PickleWriter:
                 self._out += b"("
                 empty = False
             path[-1] = key
-            self.value(key)
+            if type(key) is str:
+                self.text(key)
+            else:
+                self.value(key)
             self.value(item)
         path.pop()
         if not empty:
@@ -203,7 +206,8 @@ class PickleWriter:
         self._out += b"\x81" if value.state is not None or not value.args else b"R"
         self._remember(id(value) if self._by_identity else None)
         self._appends(value.items)
-        self._setitems(value.entries)
+        if value.entries:
+            self._setitems(value.entries)
         if value.state is not None:
             self.value(value.state)
             self._out += b"b"
@@ -214,10 +218,9 @@ class PickleWriter:
         index = self._remembered
         self._remembered += 1
         narrow = index < 256
-        number = index.to_bytes(1 if narrow else 4, "little")
-        self._out += (b"q" if narrow else b"r") + number
+        self._out += b"q%c" % index if narrow else _WIDE(b"r", index)
         if key is not None:
-            self._memo[key] = (b"h" if narrow else b"j") + number
+            self._memo[key] = b"h%c" % index if narrow else _WIDE(b"j", index)
 
     def _recall(self, key: str | tuple[str, str] | int) -> bool:
         again = self._memo.get(key)
@@ -229,6 +232,22 @@ class PickleWriter:
     def _refused(self, problem: str, expected: str) -> FormatError:
         where = "".join(f"[{brief(step)}]" for step in self._path) or "the value itself"
         return FormatError(problem, file=self._file, found=where, expected=expected)
+
+
+_WIDE = struct.Struct("<cI").pack
+
+
+def _narrow(value: int) -> bytes:
+    """An integer of at most 32 bits."""
+    if 0 <= value < 1 << 8:
+        return b"K%c" % value
+    return struct.pack("<cH", b"M", value) if 0 <= value < 1 << 16 else struct.pack("<ci", b"J", value)
+
+
+@functools.lru_cache(1 << 12)
+def _few_integers(values: tuple[int, ...]) -> bytes:
+    """A tuple of up to three such, as shapes and places are in tens of thousands."""
+    return b"".join(map(_narrow, values)) + _TUPLES[len(values)]
 
 
 _WRITERS: dict[type, Callable[[PickleWriter, Any], None]] = {

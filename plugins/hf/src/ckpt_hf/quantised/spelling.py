@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 
@@ -11,7 +12,7 @@ from ckpt_hf.quantised.said import FP8, WEIGHT
 _SCALE_DTYPES = ("fp32", "fp16", "bf16", "fp8_e8m0", "uint8", "fp8_e4m3")
 
 
-@schema.dataclass(frozen=True)
+@schema.dataclass(frozen=True, slots=True)
 class Quantity:
     """A stored tensor with its name."""
 
@@ -30,7 +31,7 @@ class Quantity:
         return lazy.Operand(self.name, self.stored, width, rows, stored_rows, scale)
 
 
-@schema.dataclass(frozen=True)
+@schema.dataclass(frozen=True, slots=True)
 class Parts:
     """What was found of one weight: `codes`, and by their roles what else belongs to them. `name` is that of the weight, and `what` the scheme
     in words."""
@@ -107,7 +108,7 @@ Kind = str | tuple[int, int]
 """Which values share a scale: all of a tensor, those of a row, or those of a block of so many rows and columns."""
 
 
-@schema.dataclass(frozen=True)
+@schema.dataclass(frozen=True, slots=True)
 class Shared:
     """Which values share a scale: those of a `block` of so many rows and columns; 0 is all of them. `matrices`, `rows` and `columns` are
     how the codes are seen, and `operand` is the scales."""
@@ -128,31 +129,53 @@ def shared_scale(scale: Quantity, codes: Quantity, *kinds: Kind, columns: int = 
         raise scale.wrong("is no scale by its dtype", ", ".join(_SCALE_DTYPES))
     matrices, rows, stored = matrices_of(codes)
     columns = columns or stored
-    stack, shape = list(codes.stored.shape[:-2]), list(scale.stored.shape)
-    expected: list[list[int]] = []
-    for kind in kinds:
-        if not isinstance(kind, str):
-            height, width = kind
-            grid = [-(-rows // height), -(-columns // width)]
-            # ModelOpt keeps the axes inside a block, of size one.
-            if shape in ([*stack, *grid], [*stack, grid[0], 1, grid[1], 1]):
-                return Shared(scale.operand(grid[1], height, scale=True), kind, matrices, rows, columns)
-            expected.append([*stack, *grid])
-        elif kind == TENSOR:
-            if scale.stored.elements == 1 and len(shape) <= len(codes.stored.shape):
-                return Shared(scale.operand(1, 0, scale=True), (0, 0), 1, matrices * rows, columns)
-            if stack and shape in (stack, [*stack, 1], [*stack, 1, 1]):
-                return Shared(scale.operand(1, 0, scale=True), (0, 0), matrices, rows, columns)
-            expected.append([])
-        else:
-            if shape in ([*stack, rows], [*stack, rows, 1]):
-                return Shared(scale.operand(1, scale=True), (1, 0), matrices, rows, columns)
-            expected.append([*stack, rows, 1])
+    way, expected = _way_of(codes.stored.shape[:-2], rows, columns, scale.stored.shape, kinds)
+    if way is not None:
+        operand = scale.operand(way.width, way.rows, scale=True)
+        return Shared(operand, way.block, matrices if way.apart else 1, rows if way.apart else matrices * rows, columns)
+    stack = codes.stored.shape[:-2]
     raise scale.wrong(
         f"is no scale for {codes.name!r} by its shape",
         f"{' or '.join(map(str, expected))}: {[*stack, rows, columns]} with scales {_in_words(kinds)}",
         "config and tensors contradict each other: find out which is of another model",
     )
+
+
+@schema.dataclass(frozen=True, slots=True)
+class _Way:
+    """A way to share scales: the `width` and the `rows` of their operand, the `block`, and whether matrices have their own (`apart`)."""
+
+    width: int
+    rows: int
+    block: tuple[int, int]
+    apart: bool = True
+
+
+@functools.lru_cache(1 << 8)
+def _way_of(
+    stack: tuple[int, ...], rows: int, columns: int, shape: tuple[int, ...], kinds: tuple[Kind, ...]
+) -> tuple[_Way | None, list[list[int]]]:
+    """The way in which scales of a shape are shared, once for all weights of a shape; and the shapes of all kinds."""
+    expected: list[list[int]] = []
+    for kind in kinds:
+        if not isinstance(kind, str):
+            height, width = kind
+            grid = (-(-rows // height), -(-columns // width))
+            # ModelOpt keeps the axes inside a block, of size one.
+            if shape in ((*stack, *grid), (*stack, grid[0], 1, grid[1], 1)):
+                return _Way(grid[1], height, kind), expected
+            expected.append([*stack, *grid])
+        elif kind == TENSOR:
+            if math.prod(shape) == 1 and len(shape) <= len(stack) + 2:
+                return _Way(1, 0, (0, 0), apart=False), expected
+            if stack and shape in (stack, (*stack, 1), (*stack, 1, 1)):
+                return _Way(1, 0, (0, 0)), expected
+            expected.append([])
+        else:
+            if shape in ((*stack, rows), (*stack, rows, 1)):
+                return _Way(1, 1, (1, 0)), expected
+            expected.append([*stack, rows, 1])
+    return None, expected
 
 
 def _in_words(kinds: tuple[Kind, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -188,9 +189,8 @@ def _is_called(codes: str, weight: str) -> bool:
     return codes in (weight, f"{weight}_packed", f"{weight}_blocks")
 
 
-def _strides(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+@functools.cache
+def _strides(shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """How a tensor may lie among numbers: as it is, or each of its matrices transposed."""
     usual = lazy.contiguous_strides(shape)
-    yield usual
-    if len(shape) > 2:
-        yield (*usual[:-2], 1, shape[-2])
+    return (usual, (*usual[:-2], 1, shape[-2])) if len(shape) > 2 else (usual,)

@@ -173,6 +173,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
             *(other_activation(SEEING[run.target]) if run.target in SEEING else []),
             *(state.losses if state else []),
         ],
+        says=("iterations", "consumed_samples", "schedule.sample"),
     )
 
 

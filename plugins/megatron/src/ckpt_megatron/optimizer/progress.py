@@ -94,6 +94,7 @@ def saved_training(
         where=found.where,
         files=found.files,
         ledger=ledger,
+        losses=reading.adam.missed_steps(state.step, state.iterations, state.loss_scale, "iteration"),
         rest_is_frozen=True,
     )
 

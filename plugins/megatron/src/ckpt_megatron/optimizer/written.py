@@ -174,9 +174,6 @@ def written_state(builder: GPTBuilder, choice: OptimizerChoice, apart: bool) -> 
     samples = consumed_samples(training, choice.batch)
     schedule = written_schedule(training, samples)
     rates = rates_of(schedule)
-    if training.loss_scale is not None:
-        why = "how long it has lasted is not known: a run in fp16 begins with its --initial-loss-scale"
-        losses.append(ledgers.Loss("dropped", f"loss scale {training.loss_scale:g}", why))
     return WrittenState(
         choice,
         training.step,
@@ -186,6 +183,7 @@ def written_state(builder: GPTBuilder, choice: OptimizerChoice, apart: bool) -> 
             "use_distributed_optimizer": choice.distributed,
             "dist_ckpt_optim_fully_reshardable": choice.distributed,
             "optimizer": "adam",
+            **({} if training.clip_grad is None else {"clip_grad": training.clip_grad}),
             "override_opt_param_scheduler": schedule["lr_decay_style"] is None,
             "use_checkpoint_opt_param_scheduler": schedule["lr_decay_style"] is not None,
         },

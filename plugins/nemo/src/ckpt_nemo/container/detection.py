@@ -25,7 +25,7 @@ def looks_like(path: str) -> str | None:
         step = find_step(path)
         if step is None:
             return None
-        from ckpt_nemo.container.lightning import looks_like_lightning
+        from ckpt_nemo.container.opened import looks_like_lightning
 
         if looks_like_lightning(step):
             kind = (

@@ -21,37 +21,12 @@ from ckpt_megatron.sdk import lightning as progress
 from ckpt_nemo.container.archive import COMPANIONS, read_config
 from ckpt_nemo.container.distributed import distributed_weights
 from ckpt_nemo.container.omegaconf import plain, resolved, root_of
+from ckpt_nemo.container.opened import common_of, content_of
 from ckpt_nemo.container.places import COMMON, FOLDER, SUFFIX, Step
 from ckpt_nemo.container.saved import Rank, SavedCheckpoint, state_dict
 
 HPARAMS = "hparams.yaml"
 _SECOND_CONFIG = ledgers.Reason("a copy of the config", "the config inside the checkpoint is read, as NeMo does")
-VERSION = "pytorch-lightning_version"
-_NAMES = ("language_model.", "enc_dec_model.", "decoder.layers.", "word_embeddings.")
-
-
-def looks_like_lightning(step: Step) -> bool:
-    """Whether the files of a step are Lightning's, and of a model of NeMo: Lightning trains others too. NeMo gives it the
-    config as `cfg`; where that is missing, the names of the tensors tell."""
-    content = _common(step)
-    if VERSION not in content:
-        return False
-    parameters, held = content.get("hyper_parameters"), content.get("state_dict")
-    names = [name for name in held if isinstance(name, str)] if isinstance(held, Mapping) else []
-    config = isinstance(parameters, Mapping) and "cfg" in parameters
-    return config or step.folder is not None or any(mark in name for name in names for mark in _NAMES)
-
-
-def _common(step: Step) -> Mapping[Any, Any]:
-    path = os.path.join(step.folder, COMMON) if step.folder else step.ranks[min(step.ranks)]
-    return _content(path)
-
-
-def _content(path: str) -> Mapping[Any, Any]:
-    content = torch_files.read_torch_file(path)
-    if not isinstance(content, dict):
-        raise FormatError("the file holds no dict", file=path, found=torch_files.brief(content))
-    return content
 
 
 def open_lightning(path: str, step: Step) -> SavedCheckpoint:
@@ -59,7 +34,7 @@ def open_lightning(path: str, step: Step) -> SavedCheckpoint:
     _check_finished(step)
     problems = errors.Problems(f"reading {step.place}")
     if step.folder is not None:
-        content = _common(step)
+        content = common_of(step)
         file = os.path.join(step.folder, COMMON)
         config, config_file, section = _config(content, file, step)
         saved = SavedCheckpoint(path, step.folder, "ckpt", "", config, config_file, section=section)
@@ -67,7 +42,7 @@ def open_lightning(path: str, step: Step) -> SavedCheckpoint:
         distributed_weights(trees.open_tree(step.folder), saved)
     else:
         places = sorted(step.ranks)
-        held = {place: _content(step.ranks[place]) for place in places}
+        held = {place: content_of(step.ranks[place]) for place in places}
         first = step.ranks[places[0]]
         config, config_file, section = _config(held[places[0]], first, step)
         saved = SavedCheckpoint(path, step.place, "ckpt", "ranks", config, config_file, section=section)

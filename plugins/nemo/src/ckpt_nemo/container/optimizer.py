@@ -230,9 +230,11 @@ def _of_rank(
     kinds: list[reading.Kind] = [*reading.MOMENTS, *([reading.MASTER] if kept is not None else [])]
     tensors: dict[reading.Kind, list[dict[str, StoredTensor]]] = {kind: [{} for _ in chunks] for kind in kinds}
     numbers: set[object] = set()
+    stepped: dict[str, Mapping[str, Any]] = {}
+    counted: dict[str, Mapping[str, Any]] = {}
     for group, (body, names) in enumerate(zip(bodies, members, strict=True)):
-        if names and "step" in body:
-            found.steps[f"group {group} of {rank.file}"] = body["step"]
+        if names:
+            counted[f"group {group}"] = body
         for number, (chunk, name) in zip(body["params"], names, strict=True):
             if type(number) is not int or number in numbers:
                 raise FormatError(
@@ -243,13 +245,15 @@ def _of_rank(
             reading.adam.check_state(name, state, StoredTensor, rank.file)
             for kind in reading.MOMENTS:
                 tensors[kind][chunk][name] = state[kind]
-            if "step" in state:
-                found.steps[f"{name} of {rank.file}"] = state["step"]
+            stepped[name if chunk == 0 else f"{name} of virtual stage {chunk}"] = state
         if kept is not None:
             for (chunk, name), master in _masters(rank, chunks, names, kept, group):
                 tensors[reading.MASTER][chunk][name] = master
     if others := sorted(map(str, states.keys() - numbers)):
         raise FormatError("the optimizer has states of no parameter", file=rank.file, found=", ".join(others[:4]))
+    for of in (stepped, counted):
+        steps = reading.adam.steps_of(of, (), rank.file)
+        found.steps |= {f"{name} of {rank.file}": step for name, step in steps.items()}
     return tensors
 
 

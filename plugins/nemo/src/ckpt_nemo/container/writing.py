@@ -33,7 +33,8 @@ from ckpt_core.sdk import (
 from ckpt_megatron.sdk import lightning
 from ckpt_nemo.container.archive import COMPANIONS, RANK_FILE, WEIGHTS
 from ckpt_nemo.container.continuing import Groups, Path, optimizer_of_rank, step_name, unsaid
-from ckpt_nemo.container.lightning import HPARAMS, VERSION
+from ckpt_nemo.container.lightning import HPARAMS
+from ckpt_nemo.container.opened import VERSION
 from ckpt_nemo.container.optimizer import STATES, Undecayed
 from ckpt_nemo.container.places import CONFIG, FOLDER, SUFFIX
 from ckpt_nemo.container.saved import rank_folder
@@ -239,6 +240,7 @@ class NemoBuilder(TargetBuilder):
             held=held,
             config=config,
             single_file=container == "nemo",
+            says=lightning.SAID,
         )
 
     def _pack(self, members: Mapping[str, disk.OutputFile | bytes]) -> None:

@@ -67,9 +67,6 @@ class WrittenRun:
         if training.consumed_samples is None:
             why = "the source does not count them: the data begins anew"
             losses.append(ledgers.Loss("assumed", "0 consumed samples", why))
-        if training.loss_scale is not None:
-            why = "a run in fp16 begins with its own"
-            losses.append(ledgers.Loss("dropped", f"loss scale {training.loss_scale:g}", why))
         optimizer = {"optimizer": {"param_groups": bodies}, "param_state_sharding_type": _SHARDING}
         common = {
             "epoch": 0,

@@ -15,6 +15,7 @@ from ckpt_megatron.sdk import (
     expressed_for,
     fiddle,
     keeping_rows,
+    lightning,
     transformer_config,
     write_dist,
 )
@@ -105,6 +106,7 @@ def write(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         losses=[*context.tokenizer.losses, *_assumed(fields), *context.losses, *run.losses],
         said=table_of(classes, fields).said({key: fiddle.plain_of(value) for key, value in fields.items()}),
         config=fields,
+        says=lightning.SAID,
     )
 
 

@@ -15,14 +15,15 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_core.sdk import CkptError, FormatError, Refusal, chunked, disk, documents, ledgers, schema, torch_files
-from ckpt_hf.sdk import ModelInMemory
-from ckpt_megatron.sdk import DIST_METADATA, bridge_folder, contents, dist_tensors
+from ckpt_megatron.sdk import DIST_METADATA, bridge_folder, contents
 from ckpt_peft.keys import DOWN, MAGNITUDE, UP, AdaptedModule, NamedTensor
 from ckpt_peft.megatron import nemo
-from ckpt_peft.megatron.canonical import module_of
+
+if TYPE_CHECKING:
+    from ckpt_hf.sdk import ModelInMemory
 
 RUN_CONFIG = "run_config.yaml"
 COMMON, _PROGRESS = "common.pt", "train_state.pt"
@@ -203,6 +204,9 @@ def of_model(files: Files, model: ModelInMemory) -> tuple[AdaptedModule, ...]:
 
 def _adapted(tensors: Mapping[str, chunked.ChunkedTensor], folder: str) -> dict[str, AdaptedModule]:
     """The adapted modules, each with its tensors in one layer."""
+    from ckpt_megatron.sdk import dist_tensors
+    from ckpt_peft.megatron.canonical import module_of
+
     adapted: dict[str, AdaptedModule] = {}
     for stored_as, tensor in tensors.items():
         for name, shards in dist_tensors(_named(stored_as.removeprefix("module."), tensor), tensor, {}):

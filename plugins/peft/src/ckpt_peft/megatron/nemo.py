@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckpt_core.sdk import FormatError, chunked, disk, documents, ledgers, schema, torch_files
-from ckpt_megatron.sdk import fiddle, transformer_config
 from ckpt_peft.keys import DOWN, UP, AdaptedModule
 
 LORA = "nemo.collections.llm.peft.lora.LoRA"
@@ -116,6 +115,8 @@ def _of_graph(file: str, ledger: ledgers.Ledger) -> dict[str, Any] | None:
     """The call in io.json, None where there is none."""
     if not os.path.isfile(file):
         return None
+    from ckpt_megatron.sdk import fiddle
+
     root = fiddle.read_graph(documents.read_json(file), file)
     model = root.arguments.get("model") if isinstance(root, fiddle.Call) else None
     if not isinstance(model, fiddle.Call):
@@ -131,6 +132,8 @@ def _of_dump(file: str, ledger: ledgers.Ledger) -> dict[str, Any] | None:
     """The call in model.yaml, None where there is none."""
     if not os.path.isfile(file):
         return None
+    from ckpt_megatron.sdk import transformer_config
+
     model = transformer_config.plain(documents.parse_yaml(disk.read_small(file), file))
     if not isinstance(model, dict):
         raise FormatError("the file describes no model", file=file, found=torch_files.brief(model))

@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 from ckpt_core.errors import CkptError, FormatError, StoreError
-from ckpt_core.storage.bytes.remote.cache import Cache
+from ckpt_core.storage.bytes.remote.kept import Cache
 from ckpt_core.storage.bytes.remote.objects import Hiccup, Object, Store
 from ckpt_core.storage.bytes.remote.stores import store_of
 

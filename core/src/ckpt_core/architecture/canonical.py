@@ -49,7 +49,7 @@ from ckpt_core.architecture.schema import (
     Transform,
     Vision,
 )
-from ckpt_core.architecture.validate import rotary_width
+from ckpt_core.architecture.validity import rotary_width
 from ckpt_core.lean import dataclass
 
 Term = tuple[tuple[str, int], ...]

@@ -64,8 +64,13 @@ class Loops(NamedTuple):
         """The elements as a writable view of the box's values, C-contiguous, with an axis for each loop."""
         if self.inside == (1,):
             return raw.reshape(-1)[self.start : self.start + self.sizes[0]]
-        bytes_inside = [step * raw.itemsize for step in self.inside]
-        return np.ndarray(self.sizes, raw.dtype, raw, self.start * raw.itemsize, bytes_inside)
+        size = raw.itemsize
+        return np.ndarray(self.sizes, raw.dtype, raw, self.start * size, _in_bytes(self.inside, size))
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _in_bytes(steps: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    return tuple(step * itemsize for step in steps)
 
 
 def loops_of(tile: Tile, box: Box) -> list[Loops]:
