@@ -12,6 +12,7 @@ import pytest
 from ckpt_core.api import digests, fingerprint_of, read_checkpoint
 from ckpt_core.receipt.checksum import with_checksum
 from ckpt_core.receipt.places import RECEIPT
+from ckpt_core.verify.plot import check_plot
 
 
 @pytest.fixture
@@ -314,6 +315,17 @@ class TestVerify:
         assert [step["name"] for step in logits["steps"][:3]] == ["embedding", "layers.0.attention", "layers.0.mlp"]
         assert ckpt("verify", model, other, "--logits", "--plot", tmp_path / "apart.png").code == 3
         assert (tmp_path / "apart.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_plot_replaces_images_alone(self, ckpt, model, tmp_path, monkeypatch):
+        """As a page of inspect --html replaces pages alone."""
+        pytest.importorskip("matplotlib")
+        image, notes = tmp_path / "x.png", tmp_path / "notes.png"
+        image.write_bytes(b"\x89PNG\r\n and more")
+        notes.write_text("mine")
+        check_plot(str(image))
+        monkeypatch.setattr("ckpt_core.verify.conversion.verify", None)
+        ran = ckpt("verify", model, model, "--logits", "--plot", notes)
+        assert ran.code == 2 and "would replace a file that is not an image" in ran.err and notes.read_text() == "mine"
 
     @pytest.mark.parametrize(
         ("words", "said"),

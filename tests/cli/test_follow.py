@@ -279,6 +279,8 @@ class TestFollow:
         [
             (".", "would be taken for checkpoints of the run"),
             ("step-200", "would be taken for checkpoints of the run"),
+            ("step-5/out", "or for a part of one"),
+            ("mp_rank_00/out", "or for a part of one"),
             ("step-5/tokenizer.json", "the outputs lie in a folder, and this is a file"),
         ],
     )
@@ -286,6 +288,13 @@ class TestFollow:
         before = times(run)
         ran = ckpt("follow", run, run / dst, "--to", "toy", "--once", "--quiet", "0")
         assert ran.code == 2 and text in ran.err and times(run) == before and not (run / "step-200").exists()
+
+    def test_a_folder_in_the_run_that_is_no_checkpoint_is_a_place(self, ckpt, run):
+        """The run looks into no folder without a number, and neither does its follower."""
+        for _ in range(2):
+            ran = ckpt("follow", run, run / "out", "--to", "toy", "--once", "--quiet", "0")
+            assert ran.code == 0, ran.err
+        assert sorted(path.name for path in (run / "out").iterdir()) == ["step-10", "step-100", "step-5"]
 
     def test_what_is_wrong_with_the_first_is_wrong_with_the_command(self, ckpt, once, run, tmp_path, make, monkeypatch):
         def refused(*_, **__):

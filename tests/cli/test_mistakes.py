@@ -65,6 +65,11 @@ class TestWords:
             (["convert", "a", "--output", "b"], "has no option --output", "DST has no option: ckpt convert SRC DST"),
             (["convert", "a", "b", "--to", "toy", "--engine", "dusk"], "--engine has no value 'dusk'", "'dask'"),
             (["convert", "a", "b", "--to", "toy", "--engine-address", "x"], "engine local has no address", "--engine"),
+            (
+                ["convert", "a", "b", "--to", "toy", "--engine", "dask", "--engine-address", "localhost"],
+                "the address of the cluster has no port",
+                "expected: tcp://HOST:8786",
+            ),
             (["convert", "a", "b", "--to", "toy", "--spool", "x"], "--spool is for a destination in a store", "leave"),
             (
                 ["convert", "a", "s3://b/c", "--to", "toy", "--cache", "x"],

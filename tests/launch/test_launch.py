@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from ckpt_core.api import launch_of, plan_conversion
 from ckpt_core.architecture import Activation, Architecture, RotaryKind
 from ckpt_core.cli.main import main
 from ckpt_core.errors import CkptError, Refusal
-from ckpt_core.launch import UNKNOWN, Argument, Launch, override
+from ckpt_core.launch import UNKNOWN, Argument, Launch, command_text, override
 from ckpt_core.plugins.discovery import all_plugins
 from ckpt_core.testing import example, write_ir
 from ckpt_core.testing.examples import ABSENT
@@ -109,6 +110,14 @@ def test_a_megatron_launch_names_what_is_not_restored(tmp_path) -> None:
         launch = launched(tmp_path, name, to="megatron", options={"megatron_version": "0.16"})
         assert sorted(map(list, (one.words for one in launch.silent))) == sorted(words), name
         assert launch.words[:3] == ["torchrun", "--nproc-per-node=1", "pretrain_gpt.py"]
+
+
+def test_a_command_of_python_values_is_quoted_once(tmp_path) -> None:
+    """NeMo 2 reads names and values of Python: a text stands in quotes of its own."""
+    launch = launched(tmp_path, "llama", to="nemo2")
+    text = command_text(launch)
+    assert shlex.split(text.replace("\\\n", " ")) == launch.words
+    assert "model.config.normalization='RMSNorm'" in launch.words and "'\"'\"'" not in text
 
 
 @pytest.mark.parametrize("version", VERSIONS)

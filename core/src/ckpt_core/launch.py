@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 from ckpt_core.errors import Problems, Refusal
@@ -121,8 +121,19 @@ class Launch:
 
 def command_text(launch: Launch) -> str:
     """The command as a shell takes it, one argument a line."""
-    lines = [shlex.join(launch.program), *(shlex.join(one.words) for one in launch.arguments if one.words)]
+    lines = [shell_text(launch.program), *(shell_text(one.words) for one in launch.arguments if one.words)]
     return " \\\n  ".join(lines)
+
+
+def shell_text(words: Iterable[str]) -> str:
+    """Words as a shell takes them. A text of Python's is easier to read between double quotes, where nothing in it is the shell's own.
+
+    >>> print(shell_text(["nemo", "model.config.normalization='RMSNorm'", "a b", "it's $5"]))
+    nemo "model.config.normalization='RMSNorm'" 'a b' 'it'"'"'s $5'
+    """
+    return " ".join(
+        f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word) for word in words
+    )
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.storage.archive.extent import Extent
@@ -358,7 +359,9 @@ def _reason(entries: list[Entry]) -> str:
     reasons = list(dict.fromkeys(entry.why for entry in entries))
     if entries[0].what == SETTINGS.what:
         return "they change no output of the model; ckpt inspect --json names each"
-    return reasons[0] if len(reasons) == 1 else f"{reasons[0]}; {len(reasons) - 1} more reasons are in the ledger"
+    return (
+        reasons[0] if len(reasons) == 1 else f"{reasons[0]}; in the ledger: {plural(len(reasons) - 1, 'more reason')}"
+    )
 
 
 def _file_text(entry: Entry, root: str) -> str:

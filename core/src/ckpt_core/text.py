@@ -28,10 +28,10 @@ def spelled_out(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def plural(count: int, noun: str) -> str:
-    """So many of something.
+def plural(count: int, noun: str, many: str = "") -> str:
+    """So many of something; `many` is the plural where that is not the noun with an s.
 
-    >>> plural(3000, "file"), plural(1, "file")
-    ('3,000 files', '1 file')
+    >>> plural(3000, "file"), plural(1, "file"), plural(2, "loss", "losses")
+    ('3,000 files', '1 file', '2 losses')
     """
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"

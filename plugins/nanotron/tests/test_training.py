@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from ckpt_core import convert, open_checkpoint
+from ckpt_core.api import launch_of
 from ckpt_core.errors import CkptError
 from ckpt_core.training import KINDS
 from ckpt_nanotron.write_optimizer import Ranks, registered
@@ -125,6 +126,14 @@ def test_a_run_of_main_has_masters_and_a_group_for_each_parameter(tmp_path: Path
         accumulator = held["gradient_accumulator"]
         assert list(ours[name]["gradient_accumulator"]) == list(accumulator)
         assert all(torch.equal(ours[name]["gradient_accumulator"][key], value) for key, value in accumulator.items())
+
+
+@pytest.mark.parametrize(("run", "release"), [("main_llama_tp2_pp2_optim", "main"), (ZERO1, "0.4")])
+def test_a_launch_speaks_of_its_own_release(run: str, release: str) -> None:
+    source = next((one.checkpoint for one in goldens("nanotron") if str(one) == run), None) or run_of(run).checkpoint
+    launch = launch_of(source)
+    assert launch.framework == f"nanotron {release}" and any("goes on where" in note for note in launch.notes)
+    assert any("Release 0.4" in note for note in launch.notes) == (release == "0.4")
 
 
 @pytest.mark.parametrize(("elements", "dp"), [(7, 3), (8, 3), (9, 3), (2, 3), (1, 4), (1024, 1), (10, 4)])

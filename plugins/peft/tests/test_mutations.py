@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -293,5 +294,12 @@ def test_inspect_explains_an_adapter(
     said = json.loads(capsys.readouterr().out)
     assert said["fragment"]["parameters"] == count and len(said["fragment"]["adapted"]) == 2
     adapter = saved(tmp_path / "adapter", tensors)
+    assert main(["inspect", str(adapter), "--all"]) == 0
+    assert "none yet: give the config.json of the base with --config" in capsys.readouterr().out
+    config = str(base / "config.json")
+    assert main(["inspect", str(adapter), "--all", "--config", config]) == 0
+    assert re.search(r"ledger +2 files: .*used", capsys.readouterr().out)
+    assert main(["inspect", str(adapter), "--json", "--config", config]) == 0
+    assert {entry["fate"] for entry in json.loads(capsys.readouterr().out)["ledger"]} >= {"used"}
     assert main(["inspect", str(adapter), "--all", "-o", f"base={base}"]) == 0
     assert "merged: LoRA of 2 modules" in capsys.readouterr().out

@@ -182,10 +182,10 @@ def _check_place(run: str, dst: str) -> None:
     if os.path.lexists(dst) and not os.path.isdir(dst):
         raise UsageError("the outputs lie in a folder, and this is a file", file=dst, fix="name a folder, or a new one")
     place, around = os.path.realpath(dst), os.path.realpath(run)
-    among = os.path.dirname(place) == around and _is_step(os.path.basename(place))
-    if place == around or among:
-        problem = "the outputs would be taken for checkpoints of the run"
-        raise UsageError(problem, file=dst, fix="name a folder outside of it, or one without a number")
+    below = os.path.relpath(place, around).split(os.sep)[0]
+    if place == around or _is_step(below) or _is_of_rank(below):
+        problem = "the outputs would be taken for checkpoints of the run, or for a part of one"
+        raise UsageError(problem, file=dst, fix="name a folder outside of it, or one in it without a number")
 
 
 class Follower:
@@ -416,6 +416,10 @@ def _is_step(name: str) -> bool:
     return not marked and any(fnmatch.fnmatch(name, pattern) for pattern in _STEPS)
 
 
+def _is_of_rank(name: str) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in _RANKS)
+
+
 def places_of(run: str, name: str) -> list[str]:
     """Where a checkpoint lies: in the run or, file by file, in its folders of ranks. The first place is the one that a reader is given."""
     whole = os.path.join(run, name)
@@ -426,7 +430,7 @@ def places_of(run: str, name: str) -> list[str]:
 
 
 def _rank_folders(run: str) -> list[str]:
-    found = (name for name in sorted(os.listdir(run)) if any(fnmatch.fnmatch(name, pattern) for pattern in _RANKS))
+    found = filter(_is_of_rank, sorted(os.listdir(run)))
     return [path for path in (os.path.join(run, name) for name in found) if os.path.isdir(path)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ from ckpt_core.cli.output import Page, count_text, emit_json, paint, shortened, 
 from ckpt_core.cli.phrases import launch_lines, parallel_text
 from ckpt_core.cli.progress import announced, progress
 from ckpt_core.cli.survey import Future, Survey, not_finite_text
-from ckpt_core.errors import UsageError
+from ckpt_core.errors import CkptError, UsageError
 from ckpt_core.sizes import size_text
 from ckpt_core.text import plural
 
 if TYPE_CHECKING:
+    from ckpt_core.checkpoint import Checkpoint
     from ckpt_core.description import Fragment
     from ckpt_core.training import Training
     from ckpt_core.verify.statistics import Statistics
@@ -58,7 +59,7 @@ def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | No
     if isinstance(checkpoint, tuple):
         if stats or html is not None:
             raise checkpoint[2].lacks
-        _show_fragment(src, *checkpoint, as_json=as_json)
+        _show_fragment(src, *checkpoint, _alone(src, asked) if whole or as_json else None, as_json=as_json)
         return
     complete = whole or as_json or html is not None
     if complete or scheme_of(src) is None:  # in a store, the tokenizer is megabytes to fetch
@@ -86,12 +87,32 @@ def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | No
             Page().say("page", html)
 
 
-def _show_fragment(src: str, format: str, fact: str, fragment: Fragment, *, as_json: bool) -> None:
-    """What is not a model by itself, and what it lacks to be one."""
+def _alone(src: str, asked: Mapping[str, Any]) -> Checkpoint | CkptError:
+    """An adapter as it is converted into one of another kind, with its ledger; for what can't be read so, what it takes."""
+    from ckpt_core.api import read_checkpoint
+
+    try:
+        return read_checkpoint(src, alone=True, **asked)
+    except CkptError as problem:
+        return problem
+
+
+def _show_fragment(
+    src: str, format: str, fact: str, fragment: Fragment, alone: Checkpoint | CkptError | None, *, as_json: bool
+) -> None:
+    """What is not a model by itself, and what it lacks to be one; with the ledger of what can be read `alone`."""
+    known = alone if alone is not None and not isinstance(alone, CkptError) else None
     if as_json:
         lacks = fragment.lacks.to_json()
         emit_json(
-            {"path": src, "format": format, "evidence": [fact], "fragment": dict(fragment.facts), "lacks": lacks},
+            {
+                "path": src,
+                "format": format,
+                "evidence": [fact],
+                "fragment": dict(fragment.facts),
+                **({} if known is None else {"ledger": known.ledger.to_json(known.path)}),
+                "lacks": lacks,
+            },
             "fragment",
         )
         return
@@ -101,6 +122,11 @@ def _show_fragment(src: str, format: str, fact: str, fragment: Fragment, *, as_j
     page.say("because", fact)
     for label, lines in fragment.lines.items():
         page.say(label, *lines)
+    if known is not None:
+        page.say("ledger", *Survey(known, src, None).ledger_lines)
+        page.say("losses", *map(str, known.all_losses))
+    elif isinstance(alone, CkptError):
+        page.say("ledger", f"none yet: {alone.fix}")
     page.say("lacks", *str(fragment.lacks).splitlines())
 
 
@@ -216,7 +242,7 @@ def _training_lines(state: Training) -> list[str]:
     """How far a training is, and what is kept of it."""
     masters = "masters of their own" if state.own_masters else "the weights are what the optimizer steps"
     counted = [plural(state.step, "step")]
-    counted += [] if state.consumed_samples is None else [f"{state.consumed_samples:,} samples"]
+    counted += [] if state.consumed_samples is None else [plural(state.consumed_samples, "sample")]
     counted += [] if state.next_lr is None else [f"next learning rate {state.next_lr:.9g}"]
     frozen = [f"{plural(len(state.frozen), 'parameter')} frozen"] if state.frozen else []
     return [

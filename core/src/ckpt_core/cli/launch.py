@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,13 +43,13 @@ def command(src: str, *, as_json: bool, **asked: Any) -> None:
 
 def show(launch: Launch) -> None:
     """The launch as text that a shell takes, or, where the program reads a file, as that file."""
-    from ckpt_core.launch import UNKNOWN, command_text
+    from ckpt_core.launch import UNKNOWN, command_text, shell_text
 
     silent, taken = launch.silent, any(argument.taken for argument in launch.arguments)
     if silent and taken:
         say(f"# {launch.framework} does not take these from the checkpoint, and silently keeps its own:")
         for argument in silent:
-            text = shlex.join(argument.words) or f"{argument.name}: {argument.value}"
+            text = shell_text(argument.words) or f"{argument.name}: {argument.value}"
             say(f"#   {text}" + ("" if argument.default is UNKNOWN else f"    (its own: {argument.default})"))
     else:
         told = f"is told {'by this file' if launch.document else 'here'} what the model is; the checkpoint gives it weights alone"
@@ -62,7 +61,7 @@ def show(launch: Launch) -> None:
     for note in launch.notes:
         say(f"# {note}")
     if launch.document:
-        say(f"# {shlex.join(launch.program)}")
+        say(f"# {shell_text(launch.program)}")
         for line in launch.document.splitlines():
             say(line)
     else:

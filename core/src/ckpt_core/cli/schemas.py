@@ -143,6 +143,16 @@ STEP = record(
     fingerprint__=TEXT,
     error__=PROBLEMS,
 )
+LEDGER = listed(
+    record(
+        fate=said(TEXT, "used, carried or left"),
+        what=TEXT,
+        why__=TEXT,
+        bytes__=COUNT,
+        files__=COUNT,
+        places__=said(named(listed(TEXT)), "by file: the keys and tensors"),
+    )
+)
 TENSOR = record(
     axes=said(named(COUNT), "the size of each axis, by its letter"),
     dtype=said(TEXT, "as it is stored"),
@@ -167,19 +177,7 @@ DOCUMENTS: Mapping[str, Schema] = {
         notes=said(named(ANYTHING), "settings that change no output"),
         sidecars=said(named(COUNT), "files that come along, with their bytes"),
         losses=said(listed(LOSS), "what no target gets"),
-        ledger=said(
-            listed(
-                record(
-                    fate=said(TEXT, "used, carried or left"),
-                    what=TEXT,
-                    why__=TEXT,
-                    bytes__=COUNT,
-                    files__=COUNT,
-                    places__=said(named(listed(TEXT)), "by file: the keys and tensors"),
-                )
-            ),
-            "what became of every file and key of the source",
-        ),
+        ledger=said(LEDGER, "what became of every file and key of the source"),
         files=listed(record(path=TEXT, bytes=COUNT)),
         launch__=said(TEXT, "what its framework takes from the checkpoint by itself, in one line"),
         can_become=said(
@@ -194,6 +192,7 @@ DOCUMENTS: Mapping[str, Schema] = {
         format=TEXT,
         evidence=said(listed(TEXT), "what decided the reading"),
         fragment=said(named(ANYTHING), "what it is, by topic"),
+        ledger__=said(LEDGER, "of an adapter: what becomes of every file and key when it is converted by itself"),
         lacks=said(PROBLEMS, "what it would take to read it as a model"),
     ),
     "convert": record(

@@ -55,7 +55,12 @@ _TORCH = "pip install torch; without a GPU: pip install torch --index-url https:
     metavar="RANKS",
     help="Run DST also with sums of partial products, as so many tensor parallel ranks compute it, and say how far that goes.",
 )
-@click.option("--plot", type=PATH, metavar="FILE", help="Draw the difference after every block; needs matplotlib.")
+@click.option(
+    "--plot",
+    type=PATH,
+    metavar="FILE",
+    help="Draw the difference after every block; needs matplotlib. An image FILE is replaced.",
+)
 @click.option(
     "--max-memory",
     type=Size(),
@@ -266,7 +271,9 @@ def show_verdict(verdict: Verdict, recorded: Receipt | None, report: LogitsRepor
     page.say("remark", *verdict.remarks)
     if report is not None:
         page.say(
-            "logits", _apart_text(report.logits, tolerance), f"{report.positions} positions, by the reference forward"
+            "logits",
+            _apart_text(report.logits, tolerance),
+            f"{plural(report.positions, 'position')}, by the reference forward",
         )
         first = report.first_apart(tolerance)
         page.say("apart from", *([f"{first} on"] if first else []))

@@ -28,6 +28,9 @@ _SETTINGS = 4  # a type of frame: RFC 9113, 6.5
 _SAFE_PATH = "PYTHONSAFEPATH"
 
 _EXAMPLES = {"dask": "tcp://HOST:8786", "ray": "HOST:6379"}
+_SERVERS = {"dask": "the scheduler of Dask", "ray": "the head of Ray"}
+_PORT = re.compile(r":\d+(/|$)")
+_PLACES = ("auto", "local")  # of Ray: the cluster of this machine that runs, and one that is started
 
 ENGINES = ("local", "processes", "ray", "dask")
 
@@ -62,6 +65,13 @@ def check_engine(engine: str, address: str | None) -> None:
         raise UsageError(f"unknown engine {engine!r}", expected=", ".join(ENGINES))
     if address is not None and engine not in ("ray", "dask"):
         raise UsageError(f"engine {engine} has no address", fix="use --engine ray or --engine dask")
+    if address is not None and address not in _PLACES and not _PORT.search(address):
+        raise UsageError(
+            "the address of the cluster has no port",
+            found=address,
+            expected=_EXAMPLES[engine],
+            fix=f"give the address that {_SERVERS[engine]} prints when it starts",
+        )
 
 
 def fitted(plan: Plan, executor: Executor | None, whole: bool) -> Plan:
@@ -186,9 +196,7 @@ def _check_listens(engine: str, address: str | None) -> None:
         said = greeting(there[1], _GREETING)
         size = int.from_bytes(said, "little")
         if len(said) < _GREETING or not (size < 1 << 20 if engine == "dask" else said[3] == _SETTINGS):
-            raise ConnectionError(
-                f"what listens there is no {'scheduler of Dask' if engine == 'dask' else 'head of Ray'}"
-            )
+            raise ConnectionError(f"what listens there is not {_SERVERS[engine]}")
 
 
 @contextlib.contextmanager
@@ -202,7 +210,7 @@ def _connected(engine: str, address: str | None) -> Iterator[None]:
         raise CkptError(
             f"the {engine} cluster does not answer",
             found=str(error).partition("\n")[0],
-            expected=address,
+            expected=f"{_SERVERS[engine]} at {address}",
             fix=f"start it, or give the address that it prints when it starts, such as {_EXAMPLES[engine]}: not that of its dashboard",
         ) from error
 

@@ -82,7 +82,7 @@ class Plan:
 
     def __repr__(self) -> str:
         sizes = f"{size_text(self.bytes_read)} to read, {size_text(self.bytes_written)} to write"
-        said = f"{plural(len(self.tensors), 'tensor')} to {len(self.target.files)} files, {sizes}, {len(self.losses)} losses"
+        said = f"{plural(len(self.tensors), 'tensor')} to {plural(len(self.target.files), 'file')}, {sizes}, {plural(len(self.losses), 'loss', 'losses')}"
         return f"<Plan {self.source.format} {self.source.path} to {self.target.format}: {said}>"
 
     @functools.cached_property

@@ -21,6 +21,7 @@ from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.containers import WEIGHT_SUFFIXES, Container, read_index
 from ckpt_core.storage.documents import dump_yaml, read_json_object, read_yaml_object
 from ckpt_core.storage.tensor import StoredTensor
+from ckpt_core.text import plural
 
 DIMENSIONS = ("tp", "pp", "ep")
 _MOST_MISSING = 1000  # files that are named one by one
@@ -139,7 +140,7 @@ class Folder:
         if math.prod(sizes.values()) > len(found) + _MOST_MISSING:
             ranks = " ".join(f"{dimension}={size}" for dimension, size in sizes.items())
             raise FormatError(
-                "there are fewer files than ranks", file=path, found=f"{len(found)} files", expected=ranks
+                "there are fewer files than ranks", file=path, found=plural(len(found), "file"), expected=ranks
             )
         wanted = list(self.places(sizes))
         problems = Problems(f"reading {path}")

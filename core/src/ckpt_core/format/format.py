@@ -27,6 +27,7 @@ from ckpt_core.rewrite.model import Rewritable
 from ckpt_core.sizes import parse_size
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.containers import index_text
+from ckpt_core.text import plural
 from ckpt_core.writing import TargetBuilder
 
 _VOCABULARY, _PADDED = "tokens.vocabulary", "tokens.padded_vocabulary"
@@ -322,7 +323,7 @@ class Format:
             raise Refusal("pipeline stages hold the layers of one stack", found=f"{len(stacks)} stacks")
         layers = sum(len(stack.layers) for stack in stacks)
         if pp > layers:
-            raise Refusal(f"pp={pp} is more than the {layers} layers")
+            raise Refusal(f"pp={pp} is more than {plural(layers, 'layer')}")
         return layers
 
     def _add_whole(self, builder: TargetBuilder, limit: int) -> None:

@@ -198,7 +198,7 @@ class Receipt:
     def __repr__(self) -> str:
         try:
             tensors, losses = len(self.digests), len(self.losses)
-            said = f"{self.format}, {plural(tensors, 'tensor')} in {self.count} files, {losses} losses, {self.fingerprint[:15]}"
+            said = f"{self.format}, {plural(tensors, 'tensor')} in {plural(self.count, 'file')}, {plural(losses, 'loss', 'losses')}, {self.fingerprint[:15]}"
         except CkptError as error:
             said = error.problem
         return f"<Receipt {self.file}: {said}{', found' if self.found else ''}>"

@@ -10,6 +10,7 @@ from typing import Any
 from ckpt_core.architecture import Parameter
 from ckpt_core.lean import dataclass
 from ckpt_core.tensors.assembly import LazyParameter
+from ckpt_core.text import plural
 from ckpt_core.training.moments import EXP_AVG, EXP_AVG_SQ, KINDS, MASTER, Kind, moment_of, named
 
 ADAMW = "adamw"
@@ -111,12 +112,12 @@ class Training:
     def still_to_do(self) -> Iterator[str]:
         """What a user has to see to for the run to go on, in sentences: the files can't say it."""
         rate = "" if self.next_lr is None else f": the next step has learning rate {self.next_lr:.9g}"
-        yield f"set the learning rate schedule, which stands after {self.step} steps{rate}"
+        yield f"set the learning rate schedule, which stands after {plural(self.step, 'step')}{rate}"
         if self.consumed_samples is not None:
-            tokens = "" if self.consumed_tokens is None else f" ({self.consumed_tokens} tokens)"
-            yield f"set the data loader to skip {self.consumed_samples} samples{tokens}"
+            tokens = "" if self.consumed_tokens is None else f" ({plural(self.consumed_tokens, 'token')})"
+            yield f"set the data loader to skip {plural(self.consumed_samples, 'sample')}{tokens}"
         else:
-            yield f"set the data loader to skip what {self.iterations or self.step} iterations consumed"
+            yield f"set the data loader to skip what {plural(self.iterations or self.step, 'iteration')} consumed"
         if self.frozen:
             more = f" and {len(self.frozen) - 1} more" if len(self.frozen) > 1 else ""
             yield f"freeze {self.frozen[0]}{more} again: the source does not train them"

@@ -12,6 +12,10 @@ from ckpt_core.errors import CkptError, UsageError
 if TYPE_CHECKING:
     from ckpt_core.verify.logits import LogitsReport
 
+_BEGINNINGS = (
+    *(b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*"),  # PNG, JPEG, GIF, WebP, TIFF
+    *(b"%PDF-", b"%!PS-", b"%% Creator", b"<?xml", b"<svg", b"\x1f\x8b"),  # PDF, PostScript, PGF, SVG, SVG in gzip
+)
 _LINE, _APART = "#2f6fde", "#c8332b"
 
 
@@ -28,6 +32,19 @@ def check_plot(path: str) -> None:
         raise UsageError("the suffix says which kind of image a plot is", file=path, expected=", ".join(sorted(kinds)))
     if not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):
         raise UsageError("the folder of the plot does not exist", file=path, fix=f"mkdir {folder}")
+    if os.path.exists(path) and not _is_image(path):
+        raise UsageError(
+            "the plot would replace a file that is not an image", file=path, fix="remove it, or choose another name"
+        )
+
+
+def _is_image(path: str) -> bool:
+    """Whether a file begins as an image of a kind that is drawn, or is empty: as a page of `inspect --html`, an image replaces only its like."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        head = file.read(16)
+    return not head or head.startswith(_BEGINNINGS)
 
 
 def draw(report: LogitsReport, tolerance: float, path: str) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any
 
-from ckpt_core.sdk import Checkpoint, FormatError, Refusal, company, documents, ledgers, schema
+from ckpt_core.sdk import Checkpoint, FormatError, Refusal, company, documents, errors, ledgers, schema
 from ckpt_gguf.splitting import names, splitting_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -106,7 +106,9 @@ def vocabulary_of(checkpoint: Checkpoint, rows: int, pre: str | None) -> Vocabul
     _keep(vocabulary, files, config)
     if outside:
         why = f"the embedding has {rows} rows, and they have ids above"
-        vocabulary.losses.append(ledgers.Loss("dropped", f"{len(outside)} tokens: {', '.join(outside)[:100]}", why))
+        vocabulary.losses.append(
+            ledgers.Loss("dropped", f"{errors.plural(len(outside), 'token')}: {', '.join(outside)[:100]}", why)
+        )
     return vocabulary
 
 

@@ -85,7 +85,7 @@ def written_into(checkpoint: Checkpoint, request: WriteRequest) -> Target:
         sidecars=carried,
         decisions={
             INTO: given,
-            "carried": f"{len(tensors) - len(natives):,} tensors, {beside:,} bytes, as they are there",
+            "carried": f"{errors.plural(len(tensors) - len(natives), 'tensor')}, {beside:,} bytes, as they are there",
         },
         losses=[*losses_of(checkpoint, fit), *others, *_left(folder, carried, tensors)],
         said=own.notes,

@@ -52,7 +52,7 @@ def chosen_set(folder: str, asked: str = "") -> WeightSet:
             raise FormatError(
                 f"two sets of weights lie side by side, {sets[0]} and {sets[1]}: the folder was saved into twice",
                 file=folder,
-                found="; ".join(f"{one}: {len(one.files)} files" for one in sets),
+                found="; ".join(f"{one}: {errors.plural(len(one.files), 'file')}" for one in sets),
                 fix=f"say which is the model: -o {OPTION}={sets[0]} or -o {OPTION}={sets[1]}, or remove the stale one",
             )
         if sets:

@@ -37,18 +37,21 @@ def launch(target: Target, request: WriteRequest, resumed: bool) -> launches.Lau
         document=document.decode("utf-8", "replace"),
         notes=(
             "Data, batch, learning rate and steps in it are examples.",
-            *_notes(place, resumed or target.training is not None),
+            *_notes(place, resumed or target.training is not None, str(target.decisions["target"])),
         ),
     )
 
 
-def _notes(place: str, resumed: bool) -> tuple[str, ...]:
+def _notes(place: str, resumed: bool, release: str) -> tuple[str, ...]:
     """What nanotron reads besides, and what it does of its own (0.4: trainer.py builds LambdaLR, whose constructor sets the rate of step 0, after it
-    loaded the optimizer)."""
+    loaded the optimizer; main loads the optimizer after it)."""
     if not resumed:
         return ("The weights are read from model.init_method.path. The run's own state is not restored.",)
+    goes_on = f"The run goes on where checkpoints.resume_checkpoint_path is {place}: weights, optimizer, schedule and counters."
+    if release != "0.4":
+        return (goes_on,)
     return (
-        f"The run goes on where checkpoints.resume_checkpoint_path is {place}: weights, optimizer, schedule and counters.",
+        goes_on,
         "Release 0.4 makes the first step after a resume with the learning rate that the curve has at step 0, which is 0 with a linear warmup; "
         "the curve that is written where none is known has one value.",
     )

@@ -90,7 +90,7 @@ def alone(
 ) -> Checkpoint:
     """The checkpoint of an adapter of a model."""
     adapter, tensors = adapter_of(pairs, base)
-    said = f"an adapter by itself: pairs for {len(pairs)} parameters, {errors.plural(len(tensors), 'tensor')}"
+    said = f"an adapter by itself: pairs for {errors.plural(len(pairs), 'parameter')}, {errors.plural(len(tensors), 'tensor')}"
     found = Checkpoint(format, path, architecture, tensors, list(states), ledger=ledger, adapter=adapter)
     return found.because(said)
 

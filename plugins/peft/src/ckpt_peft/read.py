@@ -198,7 +198,7 @@ def _evidence(merger: Merger) -> Iterator[str]:
         f" and {len(scales) - 4} more" if len(scales) > 4 else ""
     )
     if merger.adapted:
-        yield f"merged: {kind} of {len(merger.adapted)} modules into {errors.plural(len(merger.updates), 'tensor')}, scale {said}"
+        yield f"merged: {kind} of {errors.plural(len(merger.adapted), 'module')} into {errors.plural(len(merger.updates), 'tensor')}, scale {said}"
     yield from merger.rewrites
     yield from (f"rewritten before the merge: {one}" for one in merger.model.rewrites)
 

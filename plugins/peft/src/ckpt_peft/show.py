@@ -53,7 +53,7 @@ def _kind(config: Mapping[str, Any], contents: Contents) -> str:
     if method != LORA:
         return kind
     saved = len(contents.saved)
-    return f"{', '.join(said)}: {len(contents.adapted)} modules adapted, {saved} tensor{'s' * (saved != 1)} saved whole"
+    return f"{', '.join(said)}: {errors.plural(len(contents.adapted), 'module')} adapted, {errors.plural(saved, 'tensor')} saved whole"
 
 
 def _ranks(config: Mapping[str, Any]) -> list[str]:

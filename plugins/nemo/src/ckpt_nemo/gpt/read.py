@@ -14,6 +14,7 @@ from ckpt_core.sdk import (
     RankTensors,
     ReadRequest,
     architecture_of,
+    errors,
     layouts,
     reading,
     schema,
@@ -149,7 +150,7 @@ def _evidence(saved: SavedCheckpoint, found: GptContents, described: _Described)
     said = described.config.get("mcore_gpt", False)
     kind = "before Megatron-Core" if found.legacy else "of Megatron-Core"
     yield f"names {kind}" + ("" if bool(said) != found.legacy else f" (though mcore_gpt is {said})")
-    yield f"weights: {saved.backend}" + (f", {len(saved.ranks)} files" if saved.ranks else "")
+    yield f"weights: {saved.backend}" + (f", {errors.plural(len(saved.ranks), 'file')}" if saved.ranks else "")
     if found.legacy:
         order = (
             "[3, heads, head_dim] on each rank (megatron_legacy)"

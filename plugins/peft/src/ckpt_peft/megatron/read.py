@@ -158,7 +158,7 @@ def fragment(path: str, request: ReadRequest) -> reading.Fragment | None:
         said = f"{module}: A {list(one.down.shape)}, B {list(one.up.shape)}{', magnitudes' if MAGNITUDE in one.tensors else ''}"
         kinds[said] = kinds.get(said, 0) + 1
     lines = {
-        "adapter": [f"{files.peft.get('_target_')}: {len(files.adapted)} modules adapted"],
+        "adapter": [f"{files.peft.get('_target_')}: {errors.plural(len(files.adapted), 'module')} adapted"],
         "rank": [f"{files.peft.get('dim')}, alpha {files.peft.get('alpha', 'not said')}"],
         "targets": [f"{said}, {number} of them" if number > 1 else said for said, number in kinds.items()],
         "base": [files.base or "not named"],
