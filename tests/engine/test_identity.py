@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 
 from ckpt_core.engine.identity import Words
@@ -20,6 +22,9 @@ class Doubled:
     """A scheme as a plugin has one."""
 
     block: tuple[int, int]
+
+    def decode(self, stored: Sequence[np.ndarray], first: int, rows: int) -> np.ndarray:
+        return 2 * stored[0].astype(np.float32)
 
 
 RECORD = Record("a b.pt", "data/0", 64, 6, 12345)
