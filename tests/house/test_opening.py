@@ -12,7 +12,7 @@ _OF = {"os", "io", "np", "numpy", "torch", "Path"}
 
 # What opens files that are not of a checkpoint: its own output, its own package, the terminal, and frameworks in their own processes.
 OTHERS = {
-    "cli", "engine", "template", "testing", "plugins", "verify/declared.py", "verify/tracer.py", "verify/roundtrip.py",
+    "cli", "engine", "template", "testing", "plugins", "verify/declared.py", "verify/tracer.py", "verify/roundtrip.py", "verify/plot.py",
     "storage/bytes",
     "ckpt_hf/model.py", "ckpt_nanotron/own.py", "ckpt_megatron/own.py",
 }  # fmt: skip
