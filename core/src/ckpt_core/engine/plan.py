@@ -120,7 +120,7 @@ class Plan:
         tensors = [replace(one, chunk=_chunk_elements(one.assembly, one.deliveries, budget)) for one in self.tensors]
         return replace(self, tensors=tensors, workers=workers, threads=threads, grows=grows)
 
-    @property
+    @functools.cached_property
     def losses(self) -> list[Loss]:
         return self.losses_counted(lambda _: 1)
 
