@@ -458,6 +458,21 @@ def test_what_is_not_whole_in_nemo_is_refused_by_name(name: str, ranks_of_nemo: 
         assert "training starts anew: " in loss["reason"] and "training" not in receipt.body
 
 
+def test_groups_that_say_whether_they_are_of_experts_are_read(ranks_of_nemo: Path, tmp_path: Path) -> None:
+    """As since NeMo 2.0's release of these models (modules/common/megatron/utils.py, `get_params_for_weight_decay_optimization`)."""
+    source = shutil.copytree(ranks_of_nemo, tmp_path / "source")
+    for file in source.glob("checkpoints/*/*.ckpt"):
+        held = loosely(file)
+        for body in inner(held)["param_groups"]:
+            body.update(is_expert=False)
+        torch.save(held, file)
+    with (
+        open_checkpoint(source, training_state="keep") as found,
+        open_checkpoint(ranks_of_nemo, training_state="keep") as told,
+    ):
+        assert found.training is not None and found.training.groups == told.training.groups
+
+
 def zero1(held: dict[str, Any]) -> dict[int, Any]:
     return held["base_state"]
 
