@@ -77,6 +77,15 @@ def test_json_nests_so_deep_in_every_python(opens: bytes, closes: bytes) -> None
             parse_json(opens * times + closes * times, "x.json")
 
 
+def test_a_sign_is_no_digit_of_a_number() -> None:
+    """A text is looked at for rows of digits before its numbers are counted one by one: both must say the same."""
+    forty = b"-" + b"9" * 40
+    assert parse_json(b"[%s]" % forty, "x.json") == [1 - 10**40]
+    assert parse_json(b'["%s", %s]' % (b"7" * 41, forty), "x.json") == ["7" * 41, 1 - 10**40]
+    with pytest.raises(FormatError, match="more than 40 digits"):
+        parse_json(b"[%s9]" % forty, "x.json")
+
+
 def test_yaml_has_so_many_values() -> None:
     with pytest.raises(FormatError, match="more than 100000 values"):
         parse_yaml(b"[" + b"a," * 100_000 + b"b]", "x.yaml")

@@ -58,12 +58,14 @@ def test_what_configs_are_made_of_needs_no_pyyaml(value: dict[str, Any]) -> None
 
 
 SHARED = {"one": 1}
+NOTHING: list[object] = []
 
 
 @pytest.mark.parametrize(
     "value",
     [
         {"a": SHARED, "b": [SHARED]},
+        {"a": NOTHING, "b": [NOTHING]},
         {"a": OrderedDict(b=1)},
         {"a": "word " * 20 + "end"},
         {"a": float("inf")},

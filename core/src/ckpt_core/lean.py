@@ -155,7 +155,9 @@ class _FirstInit:
 
     def __get__(self, instance: object, owner: type) -> Callable[..., None]:
         self._left -= 1
-        return partial(self._set, instance) if instance is not None and self._left >= 0 else self._compiled(instance)
+        if self._left >= 0 and isinstance(instance, self._made):
+            return partial(self._set, instance)
+        return self._compiled(instance)  # `inspect.signature` of Python 3.13 asks as if the class were an object of it
 
     def _compiled(self, instance: object) -> Callable[..., None]:
         compiled = self._made.__init__ = _init(self._made, self._fields, self._frozen)  # type: ignore[misc]

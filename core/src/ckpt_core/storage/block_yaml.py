@@ -35,7 +35,7 @@ def _mapping(value: dict[object, object], indent: int, seen: set[int]) -> Iterat
     for key, inner in value.items():
         if type(key) is not str or len(key) > _LONGEST_KEY or " " in key:
             raise Beyond
-        begun = f"{' ' * indent}{_scalar(key, 0)}:"
+        begun = f"{' ' * indent}{_scalar(key, 0, seen)}:"
         if type(inner) is dict and inner:
             yield begun
             yield from _mapping(inner, indent + 2, seen)
@@ -43,7 +43,7 @@ def _mapping(value: dict[object, object], indent: int, seen: set[int]) -> Iterat
             yield begun
             yield from _sequence(inner, indent, seen)  # type: ignore[arg-type]
         else:
-            yield f"{begun} {_scalar(inner, len(begun) + 1)}"
+            yield f"{begun} {_scalar(inner, len(begun) + 1, seen)}"
 
 
 def _sequence(value: list[object] | tuple[object, ...], indent: int, seen: set[int]) -> Iterator[str]:
@@ -54,7 +54,7 @@ def _sequence(value: list[object] | tuple[object, ...], indent: int, seen: set[i
         elif type(inner) in (list, tuple) and inner:
             lines = _sequence(inner, indent + 2, seen)  # type: ignore[arg-type]
         else:
-            lines = iter([" " * (indent + 2) + _scalar(inner, indent + 2)])
+            lines = iter([" " * (indent + 2) + _scalar(inner, indent + 2, seen)])
         yield f"{' ' * indent}- {next(lines)[indent + 2 :]}"  # the first line stands behind the dash
         yield from lines
 
@@ -66,7 +66,7 @@ def _enter(value: object, seen: set[int]) -> None:
     seen.add(id(value))
 
 
-def _scalar(value: object, column: int) -> str:
+def _scalar(value: object, column: int, seen: set[int]) -> str:
     """What has no others in it, from a column of its line on."""
     if value is None or type(value) is bool:
         return {None: "null", True: "true", False: "false"}[value]
@@ -81,8 +81,11 @@ def _scalar(value: object, column: int) -> str:
         and column + len(value) <= _WIDTH
     ):
         return value
-    if type(value) in (dict, list, tuple) and not value:
+    if type(value) in (dict, list) and not value:
+        _enter(value, seen)
         return "{}" if type(value) is dict else "[]"
+    if type(value) is tuple and not value:  # of which Python has one object: it gets no anchor
+        return "[]"
     raise Beyond
 
 

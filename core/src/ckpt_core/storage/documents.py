@@ -98,7 +98,7 @@ def _has_long_number(data: bytes) -> bool:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > _DIGITS:
+    if len(digits.removeprefix("-")) > _DIGITS:
         raise ValueError(f"an integer of more than {_DIGITS} digits")
     return int(digits)
 
