@@ -308,6 +308,9 @@ def distributed_optimizer(saved: SavedCheckpoint) -> FoundOptimizer | None:
             fix=_DROP,
         )
     steps: dict[str, object] = {f"group {n}": one["step"] for n, one in enumerate(bodies) if "step" in one}
+    counted = body.get("state") if isinstance(body, dict) else None
+    if isinstance(counted, dict) and "step" in counted:  # distributed_fused_adam (1.23, core/optim/distributed_adam.py)
+        steps["all parameters"] = counted["step"]
     found = FoundOptimizer(
         bodies, is_bias, steps, saved.content_file, files=[disk.FileState.of(saved.content_file), *saved.states]
     )
