@@ -11,17 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckpt_core import convert, fingerprint
 from ckpt_core.api import plan_conversion
-from ckpt_core.engine import claim, parts, uploads
+from ckpt_core.engine import claim, parts, threads, uploads
 from ckpt_core.engine.destination import room_for, staging_at
+from ckpt_core.engine.dispatch import Workers
 from ckpt_core.engine.parts import Parts, part_size
+from ckpt_core.engine.pieces import Transfer
+from ckpt_core.engine.results import Result
 from ckpt_core.engine.run import run_plan
 from ckpt_core.engine.staging import Staging
+from ckpt_core.engine.worker import Run
 from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError, UsageError
 from ckpt_core.receipt.places import RECEIPT
 from ckpt_core.storage.bytes.remote import ranges, stores, writable
@@ -30,7 +36,7 @@ from ckpt_core.storage.bytes.remote.objects import Hiccup
 from ckpt_core.storage.bytes.remote.s3 import S3
 from ckpt_core.storage.bytes.remote.writing import Body
 from ckpt_core.storage.bytes.space import drops_space
-from ckpt_core.tensors import digest, pieces
+from ckpt_core.tensors import SourceFiles, digest, pieces
 from ckpt_core.testing import example, write_ir
 from ckpt_tests import tiny
 from ckpt_tests.bucket import Bucket
@@ -623,6 +629,7 @@ def test_the_spool_holds_no_more_than_was_foretold(
     model: Path, bucket: Bucket, spool: Path, monkeypatch: pytest.MonkeyPatch, to: str, asked: dict
 ) -> None:
     monkeypatch.setattr(uploads, "QUEUE", 2)
+    monkeypatch.setattr("ckpt_core.engine.spool.QUEUE", 2)
     monkeypatch.setattr(uploads, "SENDERS", 1)
     plan = plan_of(model, to, **asked)
     expected = room_for(staging_at(ADDRESS, plan, spool=str(spool))).needed
@@ -630,6 +637,8 @@ def test_the_spool_holds_no_more_than_was_foretold(
 
     def look(name: str, number: int, after: bool) -> None:
         nonlocal most
+        if name == "send":
+            time.sleep(0.001)  # senders that lag behind
         files = [one.stat() for one in spool.rglob("out/**/*") if one.is_file()]
         most = max(most, sum(min(one.st_size, one.st_blocks * 512) for one in files))
 
@@ -638,6 +647,44 @@ def test_the_spool_holds_no_more_than_was_foretold(
     assert 0 < most <= expected
     if drops_space(str(spool)):
         assert expected < plan.bytes_written or to == "nanotron"
+
+
+@pytest.mark.parametrize("where", ["threads", "workers"])
+def test_what_waits_for_a_slow_transfer_is_foretold_too(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The others go no further ahead of it than was counted on."""
+    todo = list(plan_conversion(model, tmp_path / "out", to="hf", workers=1).transfers)
+    source, begun, counts = SourceFiles(()), list[Transfer](), list[int]()
+
+    def carry_out(transfer: Transfer) -> Result:
+        begun.append(transfer)
+        if transfer is todo[0]:
+            time.sleep(0.2)
+            counts.append(len(begun))
+        return Result(*transfer.key, [], None, 0, {}, {})
+
+    if where == "threads":
+        monkeypatch.setattr(threads, "run_transfer", lambda transfer, *_: carry_out(transfer))
+        monkeypatch.setattr(threads, "_FEW", 0)
+        finished = [one for one, _ in threads.in_threads(todo, source, None, 2, in_step=True)]
+    else:
+        run = Run(str(tmp_path / "out"), "token", "boot", False, "states", spooled=True)
+        with ThreadPoolExecutor(2) as pool:
+            workers = Workers(pool, run, source)
+
+            def hand_over(awaited: Any) -> None:
+                awaited.since = time.monotonic()
+                awaited.copies[pool.submit(carry_out, awaited.transfer)] = ""
+
+            def settled(awaited: Any, future: Future[Result]) -> Result:
+                workers._awaited.remove(awaited)
+                return future.result()
+
+            monkeypatch.setattr(workers, "_hand_over", hand_over)
+            monkeypatch.setattr(workers, "_settled", settled)
+            finished = [one for one, _ in workers.carry_out(todo, 2)]
+    assert len(finished) == len(todo) > 4 == counts[0]
 
 
 @pytest.mark.parametrize(
@@ -649,6 +696,7 @@ def test_of_two_orders_the_one_that_holds_less_is_chosen(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, options: dict, together: bool
 ) -> None:
     monkeypatch.setattr(parts, "PART", 1 << 10)
+    monkeypatch.setattr(parts, "BLOCK", 1 << 6)
     monkeypatch.setattr(pieces, "PIECE", 1 << 10)
     monkeypatch.setattr(digest, "LEAF", 1 << 8)
     layers = write_ir(tmp_path / "ir", example("llama", layers=4))

@@ -53,6 +53,7 @@ class _Awaited:
     """A transfer that was handed over and is not done. Each copy has a mark; a file of that name in the staging folder says which worker began it."""
 
     transfer: Transfer
+    number: int
     copies: dict[Future, str] = field(default_factory=dict)
     since: float = 0.0  # when the last copy was handed over
     failures: int = 0
@@ -92,10 +93,11 @@ class Workers:
         self._executor, self._source, self._tell = executor, source, tell
         self._judge = Judge(source, os.path.dirname(run.out), run.token)
         self._cluster = executor if isinstance(executor, Cluster) else None
-        self._run = pickle.dumps(run)
+        self._run, self._in_step = pickle.dumps(run), run.spooled
         self._staging = os.path.dirname(run.out)
         self._asked: dict[Future, str] = {}  # the workers that were asked to check their view
         self._awaited: list[_Awaited] = []
+        self._begun = 0  # transfers that were handed over
         self._paces: deque[float] = deque(maxlen=_LAST)  # seconds for a byte
         self._pace = 0.0  # their median
         self._misfits: dict[str, WorkerError] = {}
@@ -116,8 +118,9 @@ class Workers:
             while True:
                 self._muster()
                 ahead = _AHEAD * self._crew.size
-                while self._failure is None and len(self._awaited) < ahead and (one := next(waiting, None)) is not None:
-                    self._awaited.append(_Awaited(one))
+                while self._failure is None and self._out < ahead and (one := next(waiting, None)) is not None:
+                    self._awaited.append(_Awaited(one, self._begun))
+                    self._begun += 1
                     self._hand_over(self._awaited[-1])
                 if not self._awaited:
                     break
@@ -145,6 +148,12 @@ class Workers:
         finally:
             for future in (*self._asked, *(future for awaited in self._awaited for future in awaited.copies)):
                 future.cancel()
+
+    @property
+    def _out(self) -> int:
+        """How many transfers are out. Of an output that is sent on while it is written, those behind the first count, too, done or not: otherwise
+        more parts would wait for one that takes long than there is room for."""
+        return self._begun - self._awaited[0].number if self._in_step and self._awaited else len(self._awaited)
 
     # --- who is there
 

@@ -6,6 +6,7 @@ and, where a checksum stands in it, for those that the checksum is of: a torch f
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from ckpt_core.engine.completion import stored_checksums
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.storage.bytes.output import OutputFile
+from ckpt_core.storage.bytes.space import BLOCK
 
 PART = 16 << 20
 MOST_PARTS = 10_000  # of one object, in S3
@@ -53,6 +55,20 @@ class Parts:
         """Every part of every file."""
         return (Place(path, number) for path in self._files for number in range(1, self.count(path) + 1))
 
+    @functools.cached_property
+    def _known(self) -> Counter[Place]:
+        """The bytes of disk that each part takes from the beginning, for what is known of it in advance: in a torch file something stands before
+        each tensor, and takes a block."""
+        found: Counter[Place] = Counter()
+        for file in self._files.values():
+            blocks: set[int] = set()
+            for offset, data in file.literals:
+                blocks.update(range(offset // BLOCK, -(-(offset + len(data)) // BLOCK)))
+            for block in blocks:
+                for place in self._between(file.path, block * BLOCK, min((block + 1) * BLOCK, file.size)):
+                    found[place] = min(found[place] + BLOCK, self.extent(place)[1])
+        return found
+
     def of(self, transfer: Transfer) -> set[Place]:
         """The parts that wait for a transfer."""
         found: set[Place] = set()
@@ -81,7 +97,7 @@ class Parts:
 
     def choose(self, transfers: Iterable[Transfer]) -> int:
         """Choose the order of all transfers of a run: the one in which less lies on this machine. Returns how much: the most bytes of parts that
-        are begun and not whole."""
+        are begun and not whole, with what is known in advance of the others."""
         listed = list(transfers)
         places = {transfer.key: self._place_of(transfer) for transfer in listed}
         touched = {transfer.key: self.of(transfer) for transfer in listed}
@@ -102,10 +118,11 @@ class Parts:
     def _most_open(self, touched: Sequence[set[Place]]) -> int:
         """The most bytes of parts that are begun and not whole, while transfers that touch these parts are carried out in this order."""
         waiting = Counter(place for places in touched for place in places)
-        open_, most, begun = 0, 0, set[Place]()
+        open_ = most = sum(self._known.values())
+        begun: set[Place] = set()
         for number, places in enumerate(touched):
             for later in touched[0 if number == 0 else number + self._ahead - 1 : number + self._ahead]:
-                open_ += sum(self.extent(place)[1] for place in later - begun)
+                open_ += sum(self.extent(place)[1] - self._known[place] for place in later - begun)
                 begun |= later
             most = max(most, open_)
             for place in places:

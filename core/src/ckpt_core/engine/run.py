@@ -132,7 +132,7 @@ def _transfer_all(
         if executor is None:
             sink = TargetFiles(staging.out, staging.sync, staging.spooled, kept)
             stack.callback(sink.close)
-            finished = in_threads(todo, source, sink, plan.workers)
+            finished = in_threads(todo, source, sink, plan.workers, in_step=staging.spooled)
         else:
 
             def tell(remark: str) -> None:

@@ -13,6 +13,8 @@ from ckpt_core.storage.bytes import libc
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of fallocate(2)
 _ONE_HOLE = 1 << 16
+BLOCK = 4096
+"""Bytes of a block of most file systems: one byte that is written to a file takes so many."""
 
 
 def free_space(folder: str) -> tuple[int, str] | None:
@@ -53,6 +55,8 @@ def drop_space(path: str, start: int, size: int) -> None:
     """Make a hole of a part of a file, where the file system knows how: it reads as zeros then, and takes no room."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        if start + size == os.fstat(descriptor).st_size:
+            size += -(start + size) % BLOCK  # a hole that ends inside of the last block leaves it where it is
         _punched(descriptor, start, size)
     finally:
         os.close(descriptor)
