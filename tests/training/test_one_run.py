@@ -180,6 +180,19 @@ def test_a_parameter_that_never_had_a_gradient_is_frozen(
         assert not {*training.frozen} & {name for group in training.groups for name in group.parameters}
 
 
+@pytest.mark.parametrize(
+    ("to", "options"), [("megatron", {"container": "torch_dist"} | MORE), ("nanotron", {"target": "0.4"})]
+)
+@pytest.mark.parametrize("frozen", [0, 15])
+def test_a_frozen_embedding_or_head_goes_along(
+    frozen: int, to: str, options: dict[str, object], made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = changed(made("trainer"), tmp_path / "run", "optimizer.pt", lambda held: held["state"].pop(frozen))
+    convert(copy, tmp_path / "out", to=to, options=options, training_state="keep", pp=2 if to == "nanotron" else None)
+    training = read_checkpoint(tmp_path / "out", training_state="keep").training
+    assert training is not None and training.frozen == (("embedding.tokens.weight", "head.weight")[frozen == 15],)
+
+
 def test_the_unchanged_runs_are_read(made: Callable[[str], Path]) -> None:
     """Else the refusals above prove nothing."""
     for name in MADE:
