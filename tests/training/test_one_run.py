@@ -193,6 +193,15 @@ def test_a_frozen_embedding_or_head_goes_along(
     assert training is not None and training.frozen == (("embedding.tokens.weight", "head.weight")[frozen == 15],)
 
 
+def test_moments_of_some_layers_are_no_tensor_of_all(made: Callable[[str], Path], tmp_path: Path) -> None:
+    copy = changed(made("trainer"), tmp_path / "run", "optimizer.pt", lambda held: held["state"].pop(4))
+    options = {"container": "torch_dist"} | MORE
+    with pytest.raises(CkptError, match=r"layers\.0\.\S+ is not trained and \S+layers\.1\.\S+ is"):
+        convert(copy, tmp_path / "kept", to="megatron", options=options, training_state="keep")
+    convert(copy, tmp_path / "weights", to="megatron", options=options)
+    assert read_checkpoint(tmp_path / "weights", training_state="auto").training is None
+
+
 def test_the_unchanged_runs_are_read(made: Callable[[str], Path]) -> None:
     """Else the refusals above prove nothing."""
     for name in MADE:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from ckpt_core.sdk import Architecture, chunked, layouts, torch_files
+from ckpt_core.sdk import Architecture, chunked, errors, layouts, reading, torch_files
 from ckpt_megatron.builder import GPTBuilder, is_of_tower
 from ckpt_megatron.extra_states import stacked_extra_states
 from ckpt_megatron.files import COMMON, DIST_METADATA
@@ -42,6 +42,8 @@ def write_dist(
     natives.sort(key=lambda native: (native.predictor is not None, -1 if native.layer is None else native.layer))
     keys = [(*_place(builder, native, homogeneous), native) for native in natives]
     held = [(f"{prefix}{key}", origin, whole, native) for key, origin, whole, native in keys]
+    if states.kinds:
+        _check_trained(builder, [(key, native) for key, _, _, native in keys])
     for state, kind in states.kinds.items():
         for key, origin, whole, native in keys:
             if states.keeps(kind, builder.dtype_of(native)):
@@ -76,6 +78,24 @@ def write_dist(
     builder.documents[f"{layout.folder}/{COMMON}"] = common_document(common, data)
     builder.documents[f"{layout.folder}/{chunked.METADATA}"] = plan.metadata
     builder.documents[f"{layout.folder}/{DIST_METADATA}"] = backend_document("torch_dist")
+
+
+def _check_trained(builder: GPTBuilder, keys: Sequence[tuple[str, layouts.Native]]) -> None:
+    """`NotCarried` where some layers are trained and others are not: their moments are one tensor, which Megatron-LM saves and loads whole
+    (core 0.16, dist_checkpointing/validation.py, `validate_sharding_integrity`)."""
+    frozen: dict[str, set[str]] = {}
+    trained: dict[str, str] = {}
+    for key, native in keys:
+        if builder.moments(reading.EXP_AVG, {native.name: native}):
+            trained.setdefault(key, native.name)
+        else:
+            frozen.setdefault(key, set()).add(native.name)
+    for key in frozen.keys() & trained.keys():
+        raise errors.NotCarried(
+            f"{min(frozen[key])} is not trained and {trained[key]} is, and their moments are one tensor",
+            found=key,
+            fix="write it with -o container=torch, or convert the weights alone with --training-state drop",
+        )
 
 
 def _place(
