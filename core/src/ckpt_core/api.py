@@ -560,8 +560,9 @@ def launch_of(
             fix="name the format to train in with --to: " + ", ".join(p.name for p in all_plugins() if _is_trained(p)),
         )
     source_options, target_options = split_options(options_of(options), reader, writer)
-    here = own and dst is None
-    wanted = _reading(reader, source_options, config, weights, training_state="auto" if here else "drop")
+    here = own and dst is None  # a run goes on where it lies
+    state = "auto" if here and writer.info.trains else "drop"
+    wanted = _reading(reader, source_options, config, weights, training_state=state)
     checkpoint = _read(reader, local, wanted, fact)
     typed = typed_options(writer.info, target_options, "write")
     found = {**checkpoint.parallel, **_as_it_lies(checkpoint, local)} if own else {}
