@@ -364,7 +364,7 @@ def architecture_fields() -> str:
     parts = []
     classes = [
         value
-        for value in vars(schema).values()
+        for value in (getattr(schema, name) for name in schema.__all__)
         if dataclasses.is_dataclass(value) and value.__module__.endswith(".schema")
     ]
     for cls in sorted(classes, key=lambda cls: -inspect.getsourcelines(cls)[1]):

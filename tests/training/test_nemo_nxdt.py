@@ -319,6 +319,22 @@ def test_arrays_of_nemo_are_written_as_it_keys_them(tmp_path: Path) -> None:
         assert (written.parent / file.relative_to(common.parent)).read_bytes() == file.read_bytes(), file
 
 
+def test_distributed_fused_adam_counts_one_step_for_all(tmp_path: Path) -> None:
+    """Beside the states, and in no group (NeMo 1.23, core/optim/distributed_adam.py, `sharded_state_dict`)."""
+    one = golden(MCORE)
+    convert(one.checkpoint, tmp_path / "nemo", to="nemo", options={"container": "ckpt"}, training_state="keep")
+    (common,) = (tmp_path / "nemo").glob("checkpoints/*/common.pt")
+    held = loosely(common)
+    (state,) = held["optimizer_states"]
+    within = state.get("optimizer", state)
+    within["state"] = {"step": within["param_groups"][0]["step"]}
+    for body in within["param_groups"]:
+        del body["step"]
+    torch.save(held, common)
+    with open_checkpoint(tmp_path / "nemo", training_state="keep") as source:
+        assert source.training is not None and source.training.step == within["state"]["step"]
+
+
 def test_a_chain_of_data_ranks_is_written_as_zero1_cuts_it(tmp_path: Path) -> None:
     one = golden(ZERO1)
     options = {"dp": one.case["dp"], "undecayed": "norms"}
@@ -456,6 +472,21 @@ def test_what_is_not_whole_in_nemo_is_refused_by_name(name: str, ranks_of_nemo: 
         receipt = convert(source, tmp_path / "weights", to="ir")
         (loss,) = (loss for loss in receipt.losses if loss["subject"].startswith("optimizer state"))
         assert "training starts anew: " in loss["reason"] and "training" not in receipt.body
+
+
+def test_groups_that_say_whether_they_are_of_experts_are_read(ranks_of_nemo: Path, tmp_path: Path) -> None:
+    """As since NeMo 2.0's release of these models (modules/common/megatron/utils.py, `get_params_for_weight_decay_optimization`)."""
+    source = shutil.copytree(ranks_of_nemo, tmp_path / "source")
+    for file in source.glob("checkpoints/*/*.ckpt"):
+        held = loosely(file)
+        for body in inner(held)["param_groups"]:
+            body.update(is_expert=False)
+        torch.save(held, file)
+    with (
+        open_checkpoint(source, training_state="keep") as found,
+        open_checkpoint(ranks_of_nemo, training_state="keep") as told,
+    ):
+        assert found.training is not None and found.training.groups == told.training.groups
 
 
 def zero1(held: dict[str, Any]) -> dict[int, Any]:

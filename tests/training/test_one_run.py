@@ -86,7 +86,6 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         lambda held: held["optimizer"]["state"][1].pop("step"),
         "the step of '.*' is missing",
     ),
-    "a step of a group": ("dist", lambda held: groups_in(held)[1].pop("step"), "the step of 'group 1' is missing"),
     "groups that decay does not tell apart": ("dist", with_a_rate_of_its_own, "another max_lr each|another lr each"),
     "another optimizer of Megatron": ("dist", with_args(optimizer="muon"), "args.optimizer 'muon'"),
     "a rank of nanotron": ("nanotron", with_groups(lr=0.001), "ranks step '.*' otherwise than each other"),
@@ -129,6 +128,38 @@ def test_a_file_that_says_otherwise_is_refused(name: str, made: Callable[[str], 
     with pytest.raises(CkptError, match=message):
         read_checkpoint(copy, training_state="keep")
     assert read_checkpoint(copy, training_state="auto").training is None
+
+
+def on_the_device(held: dict[str, Any]) -> None:
+    """As with `capturable`, where the optimizer is part of a CUDA graph."""
+    for body in groups_in(held):
+        body.update(lr=torch.tensor(body["lr"]), step=torch.tensor([6], dtype=torch.int32))
+
+
+# What frameworks write: the file or files that are changed, and how.
+WRITTEN: dict[str, tuple[str, str, Change]] = {
+    "rank 0 steps no vector": ("dist", "common.pt", lambda held: groups_in(held)[1].pop("step")),
+    "a rank steps no vector": ("flat", "model_optim_rng.pt", lambda held: groups_in(held)[1].pop("step")),
+    "norms come first on a stage": ("plain", "mp_rank_0?_001/*.pt", lambda held: groups_in(held).reverse()),
+    "a CUDA graph": ("flat", "model_optim_rng.pt", on_the_device),
+    "FusedAdam of a loop": ("trainer", "optimizer.pt", with_groups(step=0, bias_correction=True)),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_frameworks_write_every_day_is_read(name: str, made: Callable[[str], Path], tmp_path: Path) -> None:
+    source, files, change = WRITTEN[name]
+    copy = shutil.copytree(made(source), tmp_path / "run")
+    for file in copy.rglob(files):
+        held = torch.load(file, weights_only=False)
+        change(held)
+        torch.save(held, file)
+    found, told = (read_checkpoint(one, training_state="keep").training for one in (copy, made(source)))
+    assert found is not None and told is not None and found.step == told.step == 6
+    assert {frozenset(group.parameters): group.weight_decay for group in found.groups} == {
+        frozenset(group.parameters): group.weight_decay for group in told.groups
+    }
+    assert [group.lr for group in found.groups] == pytest.approx([group.lr for group in told.groups])
 
 
 def test_the_unchanged_runs_are_read(made: Callable[[str], Path]) -> None:
@@ -234,6 +265,27 @@ def test_a_file_of_zero_that_says_otherwise_is_refused(name: str, stage: int, tm
     else:  # the masters are the weights
         with pytest.raises(CkptError, match=message):
             read_checkpoint(copy, config=config, training_state="drop")
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_fused_adam_of_deepspeed_counts_in_its_states(stage: int, tmp_path: Path) -> None:
+    """Its groups have a step, too, which stays where the run began (ops/adam/fused_adam.py, 0.10 to 0.19)."""
+    copy, config = zero_run(stage, tmp_path, "*optim_states.pt", lambda held: None)
+    for file in copy.glob("*/*optim_states.pt"):
+        held = deepspeed.load(file)
+        of_zero(lambda o: [body.update(step=0, bias_correction=True) for body in o["param_groups"]])(held)
+        deepspeed.save(held, file)
+    training = read_checkpoint(copy, config=config, training_state="keep").training
+    assert training is not None and training.step > 0
+
+
+def test_an_optimizer_of_deepspeed_that_began_anew_is_named(tmp_path: Path) -> None:
+    copy, config = zero_run(
+        1, tmp_path, "*model_states.pt", lambda held: held.update(global_steps=held["global_steps"] + 3)
+    )
+    source = read_checkpoint(copy, config=config, training_state="keep")
+    assert source.training is not None and source.training.skipped_steps == 3
+    assert any("3 less than the model" in loss.subject for loss in source.provenance.losses)
 
 
 def test_model_states_of_another_step_are_refused(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from ckpt_core.tensors.assembly import LazyParameter
     from ckpt_core.tensors.digest import Digests
     from ckpt_core.tensors.source import SourceFiles
+    from ckpt_core.training import Training
 
 _CHUNK_BYTES = 4 << 20
 _FEW = 1 << 20  # bytes: fewer are read before threads have been started
@@ -217,8 +218,15 @@ def _notes_in(config: str) -> Mapping[str, Any]:
     return {}
 
 
-def target_of(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest, *, resumed: bool = False) -> Target:
-    """What a plugin would write, and how its framework is started with that; `resumed`: with its own optimizer states.
+def target_of(
+    plugin: Plugin,
+    checkpoint: Checkpoint,
+    request: WriteRequest,
+    *,
+    resumed: bool = False,
+    training: Training | None = None,
+) -> Target:
+    """What a plugin would write, and how its framework is started with that; `resumed`: with its own optimizer states, which may be of `training`.
 
     `Refusal` where the format can't hold the model. The layout choices that a receipt records may be anyone's: where a writer
     can't follow them, and they are not a reading of its own format, the error names the receipt.
@@ -232,7 +240,8 @@ def target_of(plugin: Plugin, checkpoint: Checkpoint, request: WriteRequest, *, 
     try:
         target: Target = plugin.hooks.ckpt_write(checkpoint=checkpoint, request=request)
         check_returned(plugin, "ckpt_write", target, Target)
-        target.launch = launched(plugin, target, request, resumed=resumed)
+        goes_on = target if training is None else replace(target, training=training)
+        target.launch = launched(plugin, goes_on, request, resumed=resumed)
         return target
     except (CkptError, OSError):
         raise
@@ -551,15 +560,19 @@ def launch_of(
             fix="name the format to train in with --to: " + ", ".join(p.name for p in all_plugins() if _is_trained(p)),
         )
     source_options, target_options = split_options(options_of(options), reader, writer)
-    checkpoint = _read(reader, local, _reading(reader, source_options, config, weights), fact)
+    here = own and dst is None  # a run goes on where it lies
+    state = "auto" if here and writer.info.trains else "drop"
+    wanted = _reading(reader, source_options, config, weights, training_state=state)
+    checkpoint = _read(reader, local, wanted, fact)
     typed = typed_options(writer.info, target_options, "write")
     found = {**checkpoint.parallel, **_as_it_lies(checkpoint, local)} if own else {}
     typed |= {name: value for name, value in found.items() if name in typed and typed[name] is None}
     place = "DST" if dst is None and not own else os.path.abspath(dst or local)
     ranks = {name: asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))}
     request = WriteRequest(typed, _wanted(dtype), ranks["tp"], ranks["pp"], ranks["ep"], place)
-    kept = own and dst is None and any(entry.what == OPTIMIZER.what for entry in checkpoint.ledger)
-    launch = target_of(writer, checkpoint, request, resumed=kept).launch
+    training = checkpoint.training
+    kept = here and (training is not None or any(entry.what == OPTIMIZER.what for entry in checkpoint.ledger))
+    launch = target_of(writer, replace(checkpoint, training=None), request, resumed=kept, training=training).launch
     assert launch is not None  # _is_trained
     launch.check()
     if place == "DST":

@@ -38,6 +38,7 @@ def group_of(said: Mapping[str, Any], names: Iterable[str], file: str, others: C
     `others` are the keys that the format itself adds to a group. `NotCarried` for a variant of Adam with other steps, and for a hyper-parameter that
     Adam does not have; `FormatError` for a number that is none, or with which Adam can't step.
     """
+    said = _without_tensors(said)
     for key, usual in _INERT.items():
         if said.get(key, usual) not in (usual, None):
             raise NotCarried(
@@ -81,6 +82,20 @@ def group_of(said: Mapping[str, Any], names: Iterable[str], file: str, others: C
         _within(said.get("weight_decay", 0.0), "weight_decay", math.inf, file),
         None if initial is None else number(initial, "initial_lr", file),
     )
+
+
+def _without_tensors(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A group with numbers in the place of tensors of one element, which the learning rate is of an optimizer in a CUDA graph (`capturable`)."""
+    kept = [value for value in said.values() if isinstance(value, StoredTensor)]
+    if not kept:
+        return said
+    from ckpt_core.tensors.source import SourceFiles
+
+    source = SourceFiles({value.file: FileState.of(value.file) for value in kept}.values())
+    try:
+        return {key: scalar(value, source) for key, value in said.items()}
+    finally:
+        source.close()
 
 
 def kind_of(groups: Iterable[Mapping[str, Any]], file: str) -> str:
@@ -130,23 +145,37 @@ def states_of(
 def steps_of(
     states: Mapping[str, Mapping[str, Any]], bodies: Iterable[Mapping[str, Any]], file: str
 ) -> dict[str, object]:
-    """The steps of the states, by what they are called, and those that FusedAdam counts for groups.
+    """The steps of the states, by what they are called; where these have none, those that FusedAdam counts for groups.
 
-    `FormatError`, naming one, where some states have a step and others have none, or some groups with parameters.
+    DeepSpeed's FusedAdam says a step in both, and counts in the states alone: that of a group stays at 0, or at what a run began with
+    (ops/adam/fused_adam.py, 0.10 to 0.19). `FormatError`, naming one, where some states have a step and others have none, or some groups.
     """
-    groups = {f"group {number}": body for number, body in enumerate(bodies) if body.get("params", True)}
-    found: dict[str, object] = {}
-    for kept in (states, groups):
-        counted = {name: one[_STEP] for name, one in kept.items() if _STEP in one}
-        if lacking := [name for name in kept if name not in counted and counted]:
-            raise FormatError(
-                f"the step of {lacking[0]!r} is missing",
-                file=file,
-                expected=f"a step, as {next(iter(counted))!r} has",
-                fix="copy the files of one step again",
-            )
-        found |= counted
+    counted = {name: state[_STEP] for name, state in states.items() if _STEP in state}
+    if not counted:
+        return steps_of_groups({f"group {number}": body for number, body in enumerate(bodies)}, file)
+    _check_counted(states, counted, file)
+    return counted
+
+
+def steps_of_groups(groups: Mapping[str, Mapping[str, Any]], file: str) -> dict[str, object]:
+    """The steps of groups by what they are called. `FormatError`, naming one, where some groups have a step and others have none.
+
+    An empty group has no step: FusedAdam passes it by. A group that does not list its parameters may be empty on the rank that wrote the file,
+    where these are divided among data parallel ranks (Megatron-LM core 0.6 to 0.13, optimizer/distrib_optimizer.py, `state_dict`).
+    """
+    found = {name: body[_STEP] for name, body in groups.items() if _STEP in body}
+    _check_counted([name for name, body in groups.items() if body.get("params")], found, file)
     return found
+
+
+def _check_counted(names: Iterable[str], counted: Mapping[str, object], file: str) -> None:
+    if lacking := [name for name in names if name not in counted and counted]:
+        raise FormatError(
+            f"the step of {lacking[0]!r} is missing",
+            file=file,
+            expected=f"a step, as {next(iter(counted))!r} has",
+            fix="copy the files of one step again",
+        )
 
 
 def missed_steps(step: int, iterations: int | None, loss_scale: float | None, counter: str) -> list[Loss]:
@@ -164,7 +193,10 @@ def check_groups(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     The parameters of groups are a rank's own, and steps are compared with those of parameters.
     """
     said = {
-        file: [{key: value for key, value in body.items() if key not in ("params", _STEP)} for body in bodies]
+        file: [
+            _without_tensors({key: value for key, value in body.items() if key not in ("params", _STEP)})
+            for body in bodies
+        ]
         for file, bodies in found.items()
     }
     first, told = next(iter(said.items()))

@@ -69,6 +69,7 @@ def training_in(
         files=files,
         ledger=ledger,
         evidence=["moments by the walk of the masters" if parts else "moments by the folders of the parameters"],
+        losses=_missed(step, first),
         rest_is_frozen=True,
     )
 
@@ -232,12 +233,12 @@ def _state(
 ) -> reading.Training:
     path, config = states[0], section(first, "ds_config", states[0])
     steps, skipped = _count(first, "global_steps"), _count(first, "skipped_steps") or 0
-    if steps is not None and steps - skipped != step:
+    if steps is not None and step > steps - skipped:
         raise FormatError(
             "the moments are of another step than the model",
             file=path,
             found=f"step {step}",
-            expected=f"{steps - skipped}: {steps} global_steps, {skipped} of them skipped",
+            expected=f"at most {steps - skipped}: {steps} global_steps, {skipped} of them skipped",
             fix="copy the files of one step again",
         )
     optimizer = section(config, "optimizer", path)
@@ -261,10 +262,20 @@ def _state(
         reading.Schedule(position if type(position) is int else None, "step", rates.pop() if len(rates) == 1 else None),
         iterations=steps,
         consumed_samples=_count(first, "global_samples"),
-        skipped_steps=skipped,
+        skipped_steps=skipped if steps is None else steps - step,
         loss_scale=float(scale) if isinstance(scale, int | float) and scale != 1.0 else None,
         clip_grad=float(clip) if isinstance(clip, int | float) else None,
     )
+
+
+def _missed(step: int, first: Mapping[str, Any]) -> list[ledgers.Loss]:
+    """That an optimizer made fewer steps than the model, more of which were not skipped: `load_optimizer_states=False` begins one anew."""
+    steps, skipped = _count(first, "global_steps"), _count(first, "skipped_steps") or 0
+    if steps is None or step >= steps - skipped:
+        return []
+    subject = f"an optimizer that made {errors.plural(step, 'step')}, {steps - skipped - step:,} less than the model"
+    why = f"global_steps counts {steps}, and skipped_steps {skipped}: is the optimizer of an older checkpoint, or was it begun anew?"
+    return [ledgers.Loss("assumed", subject, why)]
 
 
 def _count(states: Mapping[str, Any], key: str) -> int | None:

@@ -137,7 +137,7 @@ def _groups(held: chunked.DistributedCheckpoint, file: str) -> list[dict[str, An
             found.setdefault(int(match[2]), {})[match[3]] = blob.read()
     for key, tensor in held.tensors.items():
         if match := _GROUP.fullmatch(key):
-            found.setdefault(int(match[2]), {})[match[3]] = tensor
+            found.setdefault(int(match[2]), {})[match[3]] = _kept(tensor)
     for number, body in sorted(found.items()):
         names = body.get("params")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

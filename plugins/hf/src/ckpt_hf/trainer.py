@@ -201,7 +201,9 @@ def _read_schedule(folder: str, groups: Sequence[reading.Group], optimizer: str,
     if not isinstance(held, dict):
         raise FormatError("the schedule is not a dict", file=path, found=torch_files.brief(held))
     rates, position = held.get("_last_lr"), held.get("last_epoch")
-    if isinstance(rates, list) and rates != [group.lr for group in groups]:
+    # the rates of a schedule are tensors where those of its optimizer are
+    known = isinstance(rates, list) and all(type(rate) in (int, float) for rate in rates)
+    if known and rates != [group.lr for group in groups]:
         raise FormatError(
             "the schedule and the optimizer are of different steps",
             file=path,

@@ -190,8 +190,8 @@ def _stepping(target: Target) -> Iterator[str]:
     told = []
     if args.get("override_opt_param_scheduler"):
         told.append(f"--weight-decay {max(group.weight_decay for group in training.groups):g}")
-    if args.get("clip_grad") not in (None, _CLIP):
-        told.append(f"--clip-grad {args['clip_grad']:g}")
+    if training.clip_grad not in (None, _CLIP):
+        told.append(f"--clip-grad {training.clip_grad:g}")
     if told:
         yield f"The run goes on as it was with {' '.join(told)}, which Megatron-LM does not take from the checkpoint."
 

@@ -138,7 +138,7 @@ def _training(
     files = [disk.FileState.of(common_file)]
     members = members_of(bodies, shares[reading.EXP_AVG], common_file, decays_qk_norms(described.args))
     stepped = {f"group {n}": body for n, (body, names) in enumerate(zip(bodies, members, strict=True)) if names}
-    steps |= reading.adam.steps_of(stepped, (), common_file)
+    steps |= reading.adam.steps_of_groups(stepped, common_file)
     step = reading.adam.one_step(steps, common_file, files)
     optimizer = FoundOptimizer(shares, bodies, members, step, found.folder, files)
     (metadata,) = checkpoint.described_in

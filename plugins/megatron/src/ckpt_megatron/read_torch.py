@@ -16,6 +16,7 @@ from ckpt_megatron.files import optimizer_files, rank_files
 from ckpt_megatron.found import FolderContents, Gathered, RankShare, check_kind
 from ckpt_megatron.names import LegacySpelling, expert_of, is_fused, layer_of, plain, renumbered
 from ckpt_megatron.optimizer.found import FoundOptimizer
+from ckpt_megatron.optimizer.groups import Divided, said_of, united
 from ckpt_megatron.optimizer.progress import CONSUMED, saved_training
 from ckpt_megatron.optimizer.rank_files import rank_optimizer
 from ckpt_megatron.ranks import Grid, RankFile, check_ranks, layers_per_stage
@@ -66,7 +67,7 @@ def _training(
     if len(saved) < len(ranks):
         lacking = ranks[optimizers.index(None)].path
         raise FormatError("a rank has no optimizer", file=lacking, expected=f"as {saved[0].file} has")
-    reading.adam.check_groups({rank.path: one.groups for one, rank in zip(saved, ranks, strict=True)})
+    bodies = united({rank.path: one.groups for one, rank in zip(saved, ranks, strict=True)})
     _check_progress(ranks)
     problems = errors.Problems(f"reading {found.folder}")
     shares = {
@@ -74,11 +75,11 @@ def _training(
         for kind in saved[0].tensors
     }
     problems.raise_any()
-    members: list[dict[str, None]] = [{} for _ in saved[0].groups]
+    members: dict[Divided, dict[str, None]] = {said_of(body): {} for body in bodies}
     steps: dict[str, object] = {}
     for one, rank in zip(saved, ranks, strict=True):
         for _, name, number in _numbered(one.grouped(rank), grid, found.stages):
-            members[number][name] = None  # type: ignore[call-overload]
+            members[said_of(one.groups[number])][name] = None  # type: ignore[call-overload]
         steps |= {f"{name} of {os.path.relpath(one.file, found.folder)}": step for name, step in one.steps.items()}
     files = [
         disk.FileState.of(path)
@@ -87,7 +88,7 @@ def _training(
         )
     ]
     step = reading.adam.one_step(steps, saved[0].file, files)
-    optimizer = FoundOptimizer(shares, saved[0].groups, [list(names) for names in members], step, saved[0].file, files)
+    optimizer = FoundOptimizer(shares, bodies, [list(of) for of in members.values()], step, saved[0].file, files)
     for one, rank in zip(saved, ranks, strict=True):
         keys = [key for key in ("optimizer", "opt_param_scheduler", "iteration") if key in rank.content]
         optimizer.carried.append((rank.path, tuple(keys)))

@@ -87,6 +87,7 @@ def training_in(step: str, files: Files) -> reading.SavedTraining | None:
         files=[*states, *more],
         ledger=ledger,
         evidence=["moments by the names that every file of the optimizer has"],
+        losses=reading.adam.missed_steps(count, training.iterations, None, "last_train_step"),  # load_optimizer: false
         rest_is_frozen=True,
     )
 
@@ -266,12 +267,12 @@ def _counted(
     iteration, samples = metas.get("last_train_step"), metas.get("consumed_train_samples")
     tokens = metas.get("consumed_tokens_total")
     iteration = iteration if type(iteration) is int else None
-    if iteration is not None and count != iteration:
+    if iteration is not None and count > iteration:
         raise FormatError(
             "the moments are of another step than the model",
             file=os.path.join(step, "optimizer"),
             found=f"step {count}",
-            expected=f"{iteration}, the last_train_step of {METADATA}",
+            expected=f"at most {iteration}, the last_train_step of {METADATA}",
             fix="copy the files of one step again",
         )
     state = reading.Training(
@@ -280,6 +281,7 @@ def _counted(
         optimizer,
         schedule,
         iterations=iteration,
+        skipped_steps=None if iteration is None else iteration - count,
         consumed_samples=samples if type(samples) is int else None,
         consumed_tokens=tokens if type(tokens) is int else None,
         clip_grad=_clip_grad(step),

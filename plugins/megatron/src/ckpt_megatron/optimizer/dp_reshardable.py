@@ -22,6 +22,7 @@ from ckpt_megatron.masters import BUFFERS
 from ckpt_megatron.names import layer_of
 from ckpt_megatron.optimizer.buffers import fitted
 from ckpt_megatron.optimizer.found import KINDS, check_precision
+from ckpt_megatron.optimizer.groups import united
 from ckpt_megatron.optimizer.model_space import dist_groups
 from ckpt_megatron.optimizer.registered import registered
 from ckpt_megatron.stages import stages
@@ -84,8 +85,7 @@ def bucket_shares(
         bodies, own = dist_groups({"optimizer": said}, checkpoint.folder)
         groups[f"{checkpoint.folder}, dp_group_idx_{number}"] = bodies
         steps |= {f"{name} of group {number}": step for name, step in own.items()}
-    reading.adam.check_groups(groups)
-    return shares, next(iter(groups.values())), steps
+    return shares, united(groups), steps
 
 
 _OTHER_LAYOUTS = (

@@ -22,6 +22,7 @@ __all__ = [
     "members_of",
     "place_of",
     "said_of",
+    "united",
     "written_groups",
 ]
 
@@ -83,6 +84,22 @@ def check_divided(bodies: Sequence[Mapping[str, Any]], file: str) -> None:
 
 
 _OWN = ("params", "step")  # of a group: an empty one has no step
+
+
+def united(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """The groups in the files of all ranks, each once. `FormatError`, naming a file, where ranks step a group otherwise than each other.
+
+    Until core 0.13 a rank has the groups of its own parameters alone, in the order of its model: a stage whose layers are dense has none of experts, and
+    where the first parameter of a stage is a norm, the groups change places (optimizer/__init__.py, `_get_param_groups`).
+    """
+    own = {file: {said_of(body): body for body in bodies} for file, bodies in found.items()}
+    every: dict[Divided, Mapping[str, Any]] = {}
+    for of_file in own.values():
+        every = of_file | every
+    reading.adam.check_groups(
+        {file: [of_file.get(place, every[place]) for place in every] for file, of_file in own.items()}
+    )
+    return list(every.values())
 
 
 def members_of(

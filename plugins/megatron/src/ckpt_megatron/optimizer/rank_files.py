@@ -121,7 +121,7 @@ def _enter_groups(
         if own:
             stepped[f"group {number}"] = body
         members.append(own)
-    found.steps |= reading.adam.steps_of(stepped, (), found.file)
+    found.steps |= reading.adam.steps_of_groups(stepped, found.file)
     return members
 
 

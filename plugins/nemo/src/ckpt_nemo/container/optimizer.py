@@ -34,6 +34,9 @@ from ckpt_nemo.container.saved import Rank, SavedCheckpoint
 STATES = "optimizer_states"
 _DROP = "convert the weights alone, with --training-state drop"
 
+_KEYS = ("is_expert",)
+"""What NeMo says of a group besides the hyper-parameters of Adam (2.0, modules/common/megatron/utils.py, `get_params_for_weight_decay_optimization`)."""
+
 Chunks = Sequence[Mapping[str, StoredTensor]]
 """The parameters of a rank by name, in the order of its modules: a mapping for each virtual pipeline stage."""
 Undecayed = Callable[[str, int], bool]
@@ -80,7 +83,7 @@ def saved_training(
             axes = len(held.shape) if isinstance(held, StoredTensor) else len(held[0].origin)  # type: ignore[index]
             members[len(members) == 2 and found.undecayed(name, axes)][name] = None
     groups = [
-        reading.adam.group_of(body, names, found.where)
+        reading.adam.group_of(body, names, found.where, _KEYS)
         for body, names in zip(found.bodies, members, strict=True)
         if names
     ]
@@ -305,6 +308,9 @@ def distributed_optimizer(saved: SavedCheckpoint) -> FoundOptimizer | None:
             fix=_DROP,
         )
     steps: dict[str, object] = {f"group {n}": one["step"] for n, one in enumerate(bodies) if "step" in one}
+    counted = body.get("state") if isinstance(body, dict) else None
+    if isinstance(counted, dict) and "step" in counted:  # distributed_fused_adam (1.23, core/optim/distributed_adam.py)
+        steps["all parameters"] = counted["step"]
     found = FoundOptimizer(
         bodies, is_bias, steps, saved.content_file, files=[disk.FileState.of(saved.content_file), *saved.states]
     )
