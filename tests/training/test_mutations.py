@@ -40,10 +40,6 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda held: state_of(held, 3).pop("exp_avg"),
         r"exp_avg of 'model\.layers\.0\.self_attn\.v_proj\.weight' is missing",
     ),
-    "a parameter has no state": (
-        lambda held: held["state"].pop(17),
-        r"exp_avg of 'model\.layers\.0\.post_attention_layernorm\.weight' is missing",
-    ),
     "two states are exchanged": (
         lambda held: exchanged(held, 6, 7),
         r"'exp_avg of model\.layers\.0\.mlp\.up_proj\.weight' does not have the shape",

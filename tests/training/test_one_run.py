@@ -162,6 +162,37 @@ def test_what_frameworks_write_every_day_is_read(name: str, made: Callable[[str]
     assert [group.lr for group in found.groups] == pytest.approx([group.lr for group in told.groups])
 
 
+@pytest.mark.parametrize("frozen", [[17], [16, 17, 18, 19, 20]])
+def test_a_parameter_that_never_had_a_gradient_is_frozen(
+    frozen: list[int], made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """An optimizer that was given all parameters keeps nothing of it; here one, or all, of those that are not decayed."""
+
+    def without(held: dict[str, Any]) -> None:
+        for number in frozen:
+            held["state"].pop(number)
+
+    copy = changed(made("trainer"), tmp_path / "run", "optimizer.pt", without)
+    convert(copy, tmp_path / "back", to="ir", training_state="keep")
+    for place in (copy, tmp_path / "back"):
+        training = read_checkpoint(place, training_state="keep").training
+        assert training is not None and training.step == 6 and len(training.frozen) == len(frozen)
+        assert not {*training.frozen} & {name for group in training.groups for name in group.parameters}
+
+
+@pytest.mark.parametrize(
+    ("to", "options"), [("megatron", {"container": "torch_dist"} | MORE), ("nanotron", {"target": "0.4"})]
+)
+@pytest.mark.parametrize("frozen", [0, 15])
+def test_a_frozen_embedding_or_head_goes_along(
+    frozen: int, to: str, options: dict[str, object], made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = changed(made("trainer"), tmp_path / "run", "optimizer.pt", lambda held: held["state"].pop(frozen))
+    convert(copy, tmp_path / "out", to=to, options=options, training_state="keep", pp=2 if to == "nanotron" else None)
+    training = read_checkpoint(tmp_path / "out", training_state="keep").training
+    assert training is not None and training.frozen == (("embedding.tokens.weight", "head.weight")[frozen == 15],)
+
+
 def test_the_unchanged_runs_are_read(made: Callable[[str], Path]) -> None:
     """Else the refusals above prove nothing."""
     for name in MADE:

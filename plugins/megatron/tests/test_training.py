@@ -21,6 +21,7 @@ from ckpt_megatron.files import rank_files
 from ckpt_megatron.masters import BUFFERS
 from ckpt_megatron.names import is_fused, plain
 from ckpt_megatron.optimizer.buffers import fitted, walked
+from ckpt_megatron.optimizer.groups import said_of, united
 from ckpt_megatron.optimizer.registered import registered
 from ckpt_megatron.ranks import RankFile
 from ckpt_tests.goldens import Golden, each
@@ -305,3 +306,15 @@ def test_a_launch_says_what_no_checkpoint_tells_megatron(
         assert main(["launch", str(tmp_path / "run")]) in (0, None)
         said = capsys.readouterr().out
         assert "--weight-decay 0.1" in said and ("--clip-grad 0.25" in said) == (clip == 0.25)
+
+
+def test_ranks_have_the_groups_of_their_own_parameters() -> None:
+    """As until core 0.13: norms come first on one stage, and experts are on one stage alone."""
+    matrices, vectors, experts = (
+        {"lr": 0.1, "wd_mult": wd, "is_expert_parallel": apart}
+        for wd, apart in ((1.0, False), (0.0, False), (1.0, True))
+    )
+    found = {"first": [matrices, vectors], "second": [vectors, matrices | {"step": 6}, experts]}
+    assert sorted(map(repr, map(said_of, united(found)))) == sorted(map(repr, map(said_of, found["second"])))
+    with pytest.raises(CkptError, match=r"lr 0\.2 of group(.|\n)*0\.1, as in first"):
+        united(found | {"third": [experts, matrices | {"lr": 0.2}]})

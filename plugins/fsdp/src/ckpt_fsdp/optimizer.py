@@ -80,7 +80,9 @@ def training_beside(where: Place, model: SavedTensors) -> reading.SavedTraining 
     bodies = _groups(held, described)
     step, moments = _moments(found, bodies, described, files)
     names = [[_name_of(name, model.names) for name in body.pop("params")] for body in bodies]
-    groups = [reading.adam.group_of(body, of, described) for body, of in zip(bodies, names, strict=True)]
+    # torch keeps nothing of a parameter that never had a gradient: one that is frozen, and was given to the optimizer nevertheless
+    members = [[name for name in of if name in found] for of in names]
+    groups = [reading.adam.group_of(body, of, described) for body, of in zip(bodies, members, strict=True)]
     for name in sorted(found.keys() - {name for of in names for name in of}):
         raise FormatError(f"the moments of {name!r} are of no group of the optimizer", file=described)
     progress = progress_beside(where.home, step, groups, described)

@@ -56,11 +56,13 @@ def training_beside(
     order = list(natives) if told else registered(family.model_type, family.class_name, natives)
     names = _told(bodies, order, path) if told else _named(bodies, order, path)
     files = [disk.FileState.of(path)]
-    held = {name: states.get(number, {}) for number, name in names.items()}
+    # torch keeps nothing of a parameter that never had a gradient: one that is frozen, and was given to the optimizer nevertheless
+    held = {name: states[number] for number, name in names.items() if states.get(number)}
     step, moments = reading.adam.states_of(held, bodies, path, files)
     if others := sorted(set(map(str, states)) - set(map(str, names))):
         raise FormatError("the optimizer has states of no parameter", file=path, found=", ".join(others[:4]))
-    groups = tuple(reading.adam.group_of(body, [names[n] for n in body["params"]], path) for body in bodies)
+    members = [[names[n] for n in body["params"] if states.get(n)] for body in bodies]
+    groups = tuple(reading.adam.group_of(body, of, path) for body, of in zip(bodies, members, strict=True))
     beside = progress_beside(folder, step, groups, path)
     beside.ledger.carried(ledgers.OPTIMIZER.what, path)
     return reading.SavedTraining(
@@ -76,7 +78,7 @@ def training_beside(
             else f"moments by the order in which {family.class_name} registers its parameters"
         ],
         tables=tables,
-        rest_is_frozen=told,
+        rest_is_frozen=told or len(held) < len(names),
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -129,7 +129,8 @@ def _training(
     common, common_file = said
     held = dist_tensors(checkpoint)
     if held:
-        shares = {kind: [_share(kind, by_key, model, checkpoint.folder)] for kind, by_key in held.items()}
+        trained = held.get(reading.EXP_AVG, {}).keys()
+        shares = {kind: [_share(kind, by_key, model, trained, checkpoint.folder)] for kind, by_key in held.items()}
         bodies, steps = dist_groups(common, common_file)
     elif in_buckets(checkpoint):
         shares, bodies, steps = bucket_shares(checkpoint, described)
@@ -153,11 +154,12 @@ def _share(
     kind: reading.Kind,
     by_key: Mapping[str, chunked.ChunkedTensor],
     model: Mapping[str, chunked.ChunkedTensor],
+    trained: Collection[str],
     folder: str,
 ) -> RankShare:
     """The tensors of a kind, cut into layers and experts as the weights with their keys are."""
     share = RankShare({}, False)
-    for name, tensor in as_weights(by_key, kind, model, folder):
+    for name, tensor in as_weights(by_key, kind, model, trained, folder):
         for part, shards in split(name, tensor, {}):
             if part in share.tensors:
                 share.tensors[part][0] += shards

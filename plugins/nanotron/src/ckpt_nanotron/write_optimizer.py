@@ -97,15 +97,15 @@ def add_optimizer(
         for group, members in reading.named_groups(builder.training, {name: whole[name] for name in names})
         for name in members
     }
-    embedding = next(name for name in names if name.endswith("token_embedding.weight"))
-    tied = not any(".lm_head." in name for name in names)
+    embedding = next(name for name in whole if name.endswith("token_embedding.weight"))
+    tied = not any(".lm_head." in name and not native.row.copy for name, native in whole.items())
     offsets: dict[str, dict[int, tuple[int, int]]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for tp in range(ranks.tp):
         natives = builder.natives({"tp": (tp, ranks.tp)})
         for pp in range(ranks.pp):
             here = [name for name in names if stages[name] == pp and not (tp and name.endswith(_ON_FIRST_RANK))]
-            if tied and pp == head != stages[embedding]:
+            if tied and embedding in names and pp == head != stages[embedding]:
                 here.append(embedding)
             held = {name: natives[name] for name in here}
             offsets |= {name: ranks.ranges(math.prod(native.shape)) for name, native in held.items()}

@@ -8,7 +8,7 @@ the same keys, of [grid of shards, elements]    fully_sharded_model_space, see `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ckpt_core.sdk import FormatError, chunked, dtypes, errors, reading, schema
@@ -62,9 +62,10 @@ def as_weights(
     held: Mapping[str, chunked.ChunkedTensor],
     kind: reading.Kind,
     model: Mapping[str, chunked.ChunkedTensor],
+    moments: Collection[str],
     folder: str,
 ) -> Iterator[tuple[str, Any]]:
-    """The tensors of a kind by the keys of the model, each of the shape of its weight."""
+    """The tensors of a kind by the keys of the model, each of the shape of its weight; `moments` are the keys of those that are trained."""
     for name, tensor in held.items():
         weight = model.get(name)
         if weight is None:
@@ -81,7 +82,7 @@ def as_weights(
         yield name, whole
     if kind == reading.MASTER:
         # A parameter that is fp32 in a model of bf16 has no master of its own (optimizer/optimizer.py).
-        trained = (name for name in model if name not in held and model[name].dtype.name == "fp32")
+        trained = (name for name in moments if name not in held and name in model and model[name].dtype.name == "fp32")
         yield from ((name, model[name]) for name in trained)
 
 
