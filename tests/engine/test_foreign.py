@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -221,3 +222,17 @@ def test_overwrite_names_what_is_no_part_of_the_checkpoint_that_is_there(model: 
         (run / "thesis" / "draft.txt").unlink()
         (run / "thesis").rmdir()
         convert(model, run, to="nanotron", overwrite=True)
+
+
+@pytest.mark.parametrize(("to", "words"), [("", "holds"), ("/..", "holds"), ("/new", "inside")])
+def test_the_source_is_known_by_another_name(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, words: str
+) -> None:
+    """A folder that is mounted twice, or has a name in capitals where these are the same: links stand for both here."""
+    (tmp_path / "place").mkdir()
+    source = shutil.copytree(model, tmp_path / "place/model")
+    (tmp_path / "PLACE").symlink_to(tmp_path / "place")
+    monkeypatch.setattr(os.path, "realpath", os.path.abspath)
+    with pytest.raises(CkptError, match=f"the destination .*{words}.* the source"):
+        convert(source, f"{tmp_path}/PLACE/model{to}", to="hf", dtype="fp16", overwrite=True)
+    assert convert(source, f"{tmp_path}/PLACE/other", to="hf", sync=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.staging import Staging, is_empty_folder
@@ -30,11 +31,9 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
         return
     real = os.path.realpath(destination)
     # What is not there yet holds nothing, and to follow the links of thousands of files takes time.
-    for state in plan.source.files if os.path.lexists(real) else ():
-        path = os.path.realpath(state.path)
-        if path == real or path.startswith(real + os.sep):
-            raise CkptError("the destination holds the source", file=destination, fix="write somewhere else")
-    if os.path.realpath(plan.source.path) == real or real.startswith(os.path.realpath(plan.source.path) + os.sep):
+    if os.path.lexists(real) and _holds(real, (os.path.realpath(state.path) for state in plan.source.files)):
+        raise CkptError("the destination holds the source", file=destination, fix="write somewhere else")
+    if _holds(os.path.realpath(plan.source.path), [real]):
         raise CkptError("the destination is inside the source", file=destination, fix="write somewhere else")
     _check_outside(destination)
     if os.path.ismount(destination):
@@ -59,6 +58,30 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
     parent = os.path.dirname(os.path.abspath(destination))
     if not os.path.isdir(parent):
         raise CkptError("the destination's parent folder does not exist", file=parent, fix="make it, or use -p")
+
+
+def _holds(place: str, paths: Iterable[str]) -> bool:
+    """Whether one of some paths is a place, or is in it, by whatever name: one folder has two where it is mounted twice, and where a file system does
+    not tell capital letters from small ones."""
+    identity, known = _identity(place), {place: True}
+    for path in paths:
+        while path not in known:
+            if identity is not None and _identity(path) == identity:
+                return True
+            known[path] = False
+            path = os.path.dirname(path)
+        if known[path]:
+            return True
+    return False
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """What the names of one file or folder have in common; None where nothing is."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _check_outside(destination: str) -> None:
