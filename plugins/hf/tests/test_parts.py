@@ -476,8 +476,8 @@ def test_a_byte_of_the_folder_is_written_once_and_never_beside_a_checksum(langua
 def test_a_run_that_broke_off_goes_on(language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run.in_threads
 
-    def full_disk(*arguments: Any) -> Iterator[Any]:
-        with contextlib.closing(whole(*arguments)) as finished:
+    def full_disk(*arguments: Any, **named: Any) -> Iterator[Any]:
+        with contextlib.closing(whole(*arguments, **named)) as finished:
             yield next(finished)
             raise OSError(28, "No space left on device")
 
