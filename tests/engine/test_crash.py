@@ -16,7 +16,7 @@ from ckpt_core import convert
 from ckpt_core.errors import CkptError
 from ckpt_core.receipt.places import RECEIPT
 from ckpt_tests import tiny, victim
-from ckpt_tests.folders import contents
+from ckpt_tests.folders import contents, staging_of
 
 ARGUMENTS = {"to": "nanotron", "tp": 2}
 TENSORS = 12  # of a Llama of one layer: embedding, head, final norm, and nine in the layer
@@ -43,10 +43,6 @@ def kill(source: Path, destination: Path, moment: str, number: int, **arguments:
     process = victim.started(source, destination, moment, number, **{**ARGUMENTS, **arguments})
     process.join(60)
     assert process.exitcode == (143 if "by" in arguments else -signal.SIGKILL)
-
-
-def staging_of(destination: Path) -> Path:
-    return destination.with_name(destination.name + ".ckpt-partial")
 
 
 def journal(destination: Path) -> list[str]:

@@ -25,24 +25,11 @@ from ckpt_core.api import plan_conversion
 from ckpt_core.engine import run
 from ckpt_core.errors import CkptError
 from ckpt_core.receipt.places import RECEIPT
-from ckpt_tests import tiny
-from ckpt_tests.folders import contents
+from ckpt_tests.folders import contents, staging_of
 from ckpt_tests.program import ckpt
 
 ARGUMENTS = {"to": "nanotron", "tp": 2}
 TENSORS = 12  # of a Llama of one layer
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "hf"
-    tiny.build(folder, "llama", num_hidden_layers=1)
-    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
-    return folder
-
-
-def staging_of(destination: Path) -> Path:
-    return destination.with_name(f"{destination.name}.ckpt-partial")
 
 
 # --- no room, no permission -------------------------------------------------------------------------------------------------

@@ -26,14 +26,6 @@ from ckpt_tests.program import ckpt
 TO = {"to": "nanotron", "tp": 2}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "hf"
-    tiny.build(folder, "llama", num_hidden_layers=1)
-    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
-    return folder
-
-
 def staged(descriptor: int) -> bool:
     return ".ckpt-partial/out/" in os.readlink(f"/proc/self/fd/{descriptor}")
 

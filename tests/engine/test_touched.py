@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import json
 import os
 import shutil
 import signal
@@ -19,44 +20,16 @@ from ckpt_core import convert, fingerprint
 from ckpt_core.api import plan_conversion
 from ckpt_core.cli import progress
 from ckpt_core.engine import run
-from ckpt_core.engine import threads as in_threads
 from ckpt_core.engine import touched as engine_touched
 from ckpt_core.errors import CkptError, FormatError, TouchedSource
 from ckpt_core.storage.bytes import watch
 from ckpt_core.storage.bytes.files import FileState, open_regular
-from ckpt_tests import tiny, victim
-from ckpt_tests.folders import contents
+from ckpt_tests import victim
+from ckpt_tests.folders import contents, staging_of
 from ckpt_tests.program import ckpt
 
 ARGUMENTS = {"to": "nanotron", "tp": 2}
 TENSORS = 12  # of a Llama of one layer
-
-
-@pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the tensors that are moved; those that are only read to be compared are not among them."""
-    moved: list[str] = []
-    original = in_threads.run_transfer
-
-    def noted(transfer, source, sink):
-        if sink is not None:
-            moved.append(transfer.name)
-        return original(transfer, source, sink)
-
-    monkeypatch.setattr(in_threads, "run_transfer", noted)
-    return moved
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "hf"
-    tiny.build(folder, "llama", num_hidden_layers=1)
-    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
-    return folder
-
-
-def staging_of(destination: Path) -> Path:
-    return destination.with_name(f"{destination.name}.ckpt-partial")
 
 
 def in_folder(model: Path, place: Path) -> Path:
@@ -307,6 +280,20 @@ def test_a_killed_run_continues_with_what_is_the_same(model: Path, tmp_path: Pat
     del work[:]
     convert(file.parent, destination, **ARGUMENTS)
     assert contents(destination) == expected and len(work) == TENSORS - 4
+
+
+def test_a_journal_that_says_nothing_of_touches_is_continued(model: Path, tmp_path: Path, work: list[str]) -> None:
+    """One of a ckpt before decision 64: what it has is read again, and compared."""
+    file, destination = in_folder(model, tmp_path), tmp_path / "run"
+    killed(file.parent, destination)
+    journal = staging_of(destination) / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert sum(line.pop("seen", None) is not None for line in lines) == 4
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    strike = At(0, lambda: None)
+    convert(file.parent, destination, **ARGUMENTS, listener=strike)
+    assert len(work) == TENSORS - 4 and "4 pieces" in strike.remarks[0]
+    assert fingerprint(destination) == fingerprint(model)
 
 
 @pytest.mark.parametrize("way", [rename_over, write_in_place])

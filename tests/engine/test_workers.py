@@ -46,7 +46,7 @@ from ckpt_core.engine.states import KnownStates
 from ckpt_core.errors import CkptError, FormatError, Lines, WorkerError
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_tests import tiny
-from ckpt_tests.folders import contents
+from ckpt_tests.folders import contents, staging_of
 
 ARGUMENTS = {"to": "hf", "options": {"max_shard_size": "40000"}}  # several files, none of which names its folder
 TENSORS = 12  # of a Llama of one layer
@@ -167,10 +167,6 @@ def patched(module: object, name: str, value: object) -> Elsewhere:
         return undone(patch)
 
     return elsewhere
-
-
-def staging_of(destination: Path) -> Path:
-    return destination.with_name(f"{destination.name}.ckpt-partial")
 
 
 def done(destination: Path) -> int:

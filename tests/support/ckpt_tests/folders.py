@@ -20,6 +20,11 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
+def staging_of(destination: Path) -> Path:
+    """The folder of a conversion to a destination that is not finished."""
+    return destination.with_name(f"{destination.name}.ckpt-partial")
+
+
 def assert_nothing_at(destination: Path) -> None:
     """No output, no staging folder, nothing else that begins with its name."""
     left = sorted(name for name in os.listdir(destination.parent) if name.startswith(destination.name))

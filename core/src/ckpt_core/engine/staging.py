@@ -435,7 +435,7 @@ def _read_journal(
         try:
             record = json.loads(line)
             if size:
-                of_files = str(record.pop("seen"))
+                of_files = str(record.pop("seen", ""))  # a journal of before: its pieces are read again, and compared
                 result = Result(**record)
                 done[result.key], seen[result.key] = result, of_files
             else:

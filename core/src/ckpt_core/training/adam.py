@@ -187,6 +187,21 @@ def missed_steps(step: int, iterations: int | None, loss_scale: float | None, co
     return [Loss("assumed", subject, why)]
 
 
+def check_progress(said: Mapping[str, Mapping[str, object]]) -> None:
+    """The files of all ranks `said` the same of where the run stands, by their keys. `FormatError`, naming a file, where they did not."""
+    first, told = next(iter(said.items()))
+    for file, of_file in said.items():
+        for key, value in of_file.items():
+            if value != told[key]:
+                raise FormatError(
+                    "the ranks are of different steps",
+                    file=file,
+                    found=f"{key} {brief(value)}",
+                    expected=f"{brief(told[key])}, as in {first}",
+                    fix="copy the files of one step again",
+                )
+
+
 def check_groups(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """The groups in the files of all ranks are stepped alike. `FormatError`, naming a file, where they are not: it is of another step or of another run.
 

@@ -251,16 +251,7 @@ def _models(folder: Folder) -> list[tuple[str, Mapping[str, Any]]]:
         )
     count = ranks({dp for _, dp in folder.partitioned}, "data parallel rank", folder.path)
     found = [(folder.partitioned[0, dp], read_states(folder.partitioned[0, dp])) for dp in range(count)]
-    first, told = found[0]
-    for path, states in found:
-        if states.get(_STEPS) != told.get(_STEPS):
-            raise FormatError(
-                "the ranks are of different steps",
-                file=path,
-                found=f"{_STEPS} {torch_files.brief(states.get(_STEPS))}",
-                expected=f"{torch_files.brief(told.get(_STEPS))}, as in {first}",
-                fix="copy the files of one step again",
-            )
+    reading.adam.check_progress({path: {_STEPS: states.get(_STEPS)} for path, states in found})
     return found
 
 

@@ -124,7 +124,7 @@ def check_steps(parts: Sequence[Partition]) -> None:
     """
     found: dict[object, dict[str, object]] = {}
     for part in parts:
-        kept = part.state.get(_BASE, part.state.get(_INNER))
+        kept = _wrapped(part)
         states = kept.get("state") if isinstance(kept, dict) else None
         for number, state in states.items() if isinstance(states, dict) else ():
             if isinstance(state, dict) and isinstance(state.get("step"), int | float | StoredTensor):
@@ -134,9 +134,14 @@ def check_steps(parts: Sequence[Partition]) -> None:
         reading.adam.one_step(steps, parts[0].path, files)
 
 
+def _wrapped(part: Partition) -> object:
+    """What lies where the state dict of the optimizer that DeepSpeed wraps should be."""
+    return part.state.get(_BASE, part.state.get(_INNER))
+
+
 def _optimizer(part: Partition) -> Mapping[str, Any]:
     """The state dict of the optimizer that DeepSpeed wraps."""
-    found = part.state.get(_BASE, part.state.get(_INNER))
+    found = _wrapped(part)
     if not isinstance(found, dict):
         raise errors.NotCarried(
             "the state of the optimizer is not as torch saves it: an elastic checkpoint lists bare states",

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from ckpt_core.sdk import FormatError, StoredTensor, disk, errors, lazy, ledgers, reading, torch_files
+from ckpt_core.sdk import FormatError, StoredTensor, disk, errors, lazy, ledgers, reading
 from ckpt_megatron.contents import NAMES, STATE, enter_state
 from ckpt_megatron.files import optimizer_files, rank_files
 from ckpt_megatron.found import FolderContents, Gathered, RankShare, check_kind
@@ -68,7 +68,7 @@ def _training(
         lacking = ranks[optimizers.index(None)].path
         raise FormatError("a rank has no optimizer", file=lacking, expected=f"as {saved[0].file} has")
     bodies = united({rank.path: one.groups for one, rank in zip(saved, ranks, strict=True)})
-    _check_progress(ranks)
+    reading.adam.check_progress({rank.path: _progress(rank) for rank in ranks})
     problems = errors.Problems(f"reading {found.folder}")
     shares = {
         kind: _shares([one.holding(rank, kind) for one, rank in zip(saved, ranks, strict=True)], grid, found, problems)
@@ -98,22 +98,8 @@ def _training(
     return saved_training(optimizer, ranks[0].content, ranks[0].args or {}, made)
 
 
-def _check_progress(ranks: Sequence[RankFile]) -> None:
-    """The schedule and the place in the data are the same on all ranks."""
-    first, told = ranks[0].path, _progress(ranks[0])
-    for rank in ranks:
-        for key, value in _progress(rank).items():
-            if value != told[key]:
-                raise FormatError(
-                    "the ranks are of different steps",
-                    file=rank.path,
-                    found=f"{key} {torch_files.brief(value)}",
-                    expected=f"{torch_files.brief(told[key])}, as in {first}",
-                    fix="copy the files of one step again",
-                )
-
-
 def _progress(rank: RankFile) -> dict[str, object]:
+    """Where a rank says that the schedule and the data stand."""
     schedule = rank.content.get("opt_param_scheduler")
     position = schedule.get("num_steps") if isinstance(schedule, dict) else None
     return {"opt_param_scheduler.num_steps": position, f"args.{CONSUMED}": (rank.args or {}).get(CONSUMED)}

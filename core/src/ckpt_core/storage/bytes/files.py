@@ -94,8 +94,8 @@ class FileState:
 
         No program can set the time of such a change back. So it tells of a file whose size and modification time were restored.
         """
-        known = {self.ctime_ns: status.st_ctime_ns, self.inode: status.st_ino}
-        return all(now == was or not was for was, now in known.items())
+        known = (self.ctime_ns, status.st_ctime_ns), (self.inode, status.st_ino)
+        return all(now == was or not was for was, now in known)
 
 
 def _as_opened(path: str) -> os.stat_result:

@@ -120,7 +120,7 @@ def rank_optimizers(saved: SavedCheckpoint, parameters: Callable[[Rank], Chunks]
         return None
     if lacking := [rank.file for rank in saved.ranks if rank.file not in held]:
         raise FormatError("a rank has no optimizer", file=lacking[0], expected=f"as {next(iter(held))} has")
-    _check_progress(saved)
+    reading.adam.check_progress({rank.file: {lightning.STEP: rank.step} for rank in saved.ranks})
     inner = {file: _inner(optimizer, file) for file, optimizer in held.items()}
     own = {rank.file: parameters(rank) for rank in saved.ranks}
     bodies = [inner[file]["param_groups"] for file in inner]
@@ -135,20 +135,6 @@ def rank_optimizers(saved: SavedCheckpoint, parameters: Callable[[Rank], Chunks]
     if any(len(of_kind) != len(saved.ranks) for of_kind in found.ranks.values()):
         raise FormatError("some ranks have fp32 masters, and others have none", file=saved.place)
     return found
-
-
-def _check_progress(saved: SavedCheckpoint) -> None:
-    """Every rank's file is of one step of the run."""
-    first = saved.ranks[0]
-    for rank in saved.ranks:
-        if rank.step != first.step:
-            raise FormatError(
-                "the ranks are of different steps",
-                file=rank.file,
-                found=f"{lightning.STEP} {torch_files.brief(rank.step)}",
-                expected=f"{torch_files.brief(first.step)}, as in {first.file}",
-                fix="copy the files of one step again",
-            )
 
 
 def _inner(optimizer: object, file: str) -> Mapping[str, Any]:
