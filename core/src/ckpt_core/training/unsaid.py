@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from ckpt_core.ledger import Loss
+from ckpt_core.text import plural
 from ckpt_core.training.state import Training
 
 SAID = (
@@ -24,11 +25,15 @@ def unsaid_of(training: Training, says: Collection[str]) -> Iterator[Loss]:
     iterations, samples, tokens = training.iterations, training.consumed_samples, training.consumed_tokens
     if iterations not in (None, training.step) and "iterations" not in says:
         why = "the target counts the steps of the optimizer alone"
-        yield Loss("unsaid", f"{iterations} iterations, of which the optimizer made {training.step} steps", why)
-    for count, what in ((samples, "samples"), (tokens, "tokens")):
-        if count is not None and f"consumed_{what}" not in says:
+        yield Loss(
+            "unsaid",
+            f"{plural(iterations, 'iteration')}, of which the optimizer made {plural(training.step, 'step')}",
+            why,
+        )
+    for count, what in ((samples, "sample"), (tokens, "token")):
+        if count is not None and f"consumed_{what}s" not in says:
             why = "the target has no such count: its loader of data is told otherwise where it goes on"
-            yield Loss("unsaid", f"{count} consumed {what}", why)
+            yield Loss("unsaid", plural(count, f"consumed {what}"), why)
     if training.loss_scale is not None and "loss_scale" not in says:
         why = "how long it has lasted is not known: a run in fp16 begins with its own"
         yield Loss("dropped", f"loss scale {training.loss_scale:g}", why)
@@ -38,7 +43,7 @@ def unsaid_of(training: Training, says: Collection[str]) -> Iterator[Loss]:
         )
         yield Loss("unsaid", clipped, "the files do not say it: it is an argument of the program that goes on")
     schedule = training.schedule
-    usual = (None, training.step, iterations) if schedule.unit == "step" else (None, samples)
-    if schedule.position not in usual and f"schedule.{schedule.unit}" not in says:
-        why = f"that of the source stands after {schedule.position} {schedule.unit}s: the target counts otherwise, and writes that of the optimizer"
-        yield Loss("assumed", f"a schedule of the learning rate that stands after {training.step} steps", why)
+    position, usual = schedule.position, (training.step, iterations) if schedule.unit == "step" else (samples,)
+    if position is not None and position not in usual and f"schedule.{schedule.unit}" not in says:
+        why = f"that of the source stands after {plural(position, schedule.unit)}: the target counts otherwise, and writes that of the optimizer"
+        yield Loss("assumed", f"a schedule of the learning rate that stands after {plural(training.step, 'step')}", why)
