@@ -93,7 +93,7 @@ def _model(root: str, request: ReadRequest, receipt: reading.Receipt | None) -> 
             request,
             root,
             problem="nothing says what the model is: these checkpoints hold no config",
-            expected=f"{CONFIG} beside them: the Hugging Face config of the job (model.model_config)",
+            expected=f"{beside}: the Hugging Face config of the job (model.model_config)",
         )
         return _Model(architecture, evidence=["architecture: given with --config"])
     ledger = ledgers.Ledger()

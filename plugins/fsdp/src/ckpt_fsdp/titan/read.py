@@ -41,7 +41,10 @@ def read(path: str, request: ReadRequest) -> Description:
         origins = {"hf": described.hints}
     else:
         architecture = reading.given(
-            request, path, problem="nothing says what the model is: torchtitan saves names and tensors, and no config"
+            request,
+            path,
+            problem="nothing says what the model is: torchtitan saves names and tensors, and no config",
+            expected="config.json in the folder of the step, or a JSON file of torchtitan's own arguments with --config",
         )
     model = model_of(architecture, request.options.get("model") or _written_as(path), folder)
     choices = choices_of(stored.names, model)
