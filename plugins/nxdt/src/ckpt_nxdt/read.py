@@ -97,7 +97,7 @@ def _model(root: str, request: ReadRequest, receipt: reading.Receipt | None) -> 
         )
         return _Model(architecture, evidence=["architecture: given with --config"])
     ledger = ledgers.Ledger()
-    architecture, notes = read_config(beside, ledger)
+    architecture, notes = read_config(beside, request, ledger)
     states, evidence = [disk.FileState.of(beside)], [f"architecture: {CONFIG}"]
     # config.json never says that a head is tied, for the job's sake; the copies are compared when they are read.
     for said, by in ((receipt and receipt.architecture, "by the receipt"), (request.architecture, "by --config")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -36,7 +37,8 @@ def read(path: str, request: ReadRequest) -> Description:
     origins: Mapping[str, Mapping[str, Any]] = {}
     losses: Sequence[ledgers.Loss] = ()
     if beside is not None:
-        described = model_of_config(beside, ())
+        without = functools.partial(reading.without_ignored, request=request, ledger=stored.ledger, file=beside)
+        described = model_of_config(beside, (), without=without)
         architecture, notes, losses = described.architecture, described.notes, described.losses
         origins = {"hf": described.hints}
     else:
