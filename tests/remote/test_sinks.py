@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_core import convert, fingerprint
+from ckpt_core import convert, fingerprint, launch_of, open_checkpoint
 from ckpt_core.api import plan_conversion
 from ckpt_core.engine import claim, parts, threads, uploads
 from ckpt_core.engine.destination import room_for, staging_at
@@ -834,3 +834,17 @@ def test_without_boto3_it_is_said_what_to_install(model: Path) -> None:
         [sys.executable, "-c", code, "convert", model, "s3://bucket/x", "--to", "hf"], capture_output=True, text=True
     )
     assert done.returncode == 1 and 'pip install "ckpt-convert[s3]"' in done.stderr, done.stderr
+
+
+def test_what_is_said_of_an_address_names_it(model: Path, bucket: Bucket, spool: Path) -> None:
+    """Its stand-in on this machine is nobody's business, also from Python; and an address is no relative path."""
+    convert(model, ADDRESS, to="nanotron")
+    with open_checkpoint(ADDRESS) as opened:
+        assert opened.path == ADDRESS and ADDRESS in repr(opened)
+    plan = plan_conversion(ADDRESS, "elsewhere", to="hf")
+    assert plan.to_json()["source"]["path"] == ADDRESS and ADDRESS in repr(plan)
+    for launch in (launch_of(ADDRESS), launch_of(model, to="nanotron", dst=ADDRESS)):
+        assert f"path: {ADDRESS}/0" in launch.document and f"{ADDRESS}/0/config.yaml" in launch.words
+        assert any("opens s3://" in note for note in launch.notes)
+    moved = launch_of(ADDRESS, dst="/mnt/run")
+    assert "/mnt/run/0/config.yaml" in moved.words and not any("s3://" in note for note in moved.notes)

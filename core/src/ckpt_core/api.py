@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ckpt_core.addresses import spelled
 from ckpt_core.arguments import OptionValue, check_count, check_executor, check_format, options_of, path_of, size_of
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
@@ -576,7 +577,8 @@ def launch_of(
     typed = typed_options(writer.info, target_options, "write")
     found = {**checkpoint.parallel, **_as_it_lies(checkpoint, local)} if own else {}
     typed |= {name: value for name, value in found.items() if name in typed and typed[name] is None}
-    place = "DST" if dst is None and not own else os.path.abspath(dst or local)
+    named = spelled(dst or local)  # what lies at an address is known here by a path of its own
+    place = "DST" if dst is None and not own else named if "://" in named else os.path.abspath(named)
     ranks = {name: asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))}
     request = WriteRequest(typed, _wanted(dtype), ranks["tp"], ranks["pp"], ranks["ep"], place)
     training = checkpoint.training
@@ -586,6 +588,9 @@ def launch_of(
     launch.check()
     if place == "DST":
         said = "DST stands for the converted checkpoint: --at, in Python dst=, says where it lies."
+        launch = replace(launch, notes=(*launch.notes, said))
+    elif "://" in place:
+        said = f"{launch.framework} opens {place} itself. Where it can't, copy that to its machines: --at, in Python dst=, says to which place."
         launch = replace(launch, notes=(*launch.notes, said))
     return launch
 

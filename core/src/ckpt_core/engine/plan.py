@@ -16,7 +16,7 @@ from dataclasses import field, replace
 
 from blake3 import blake3
 
-from ckpt_core.addresses import spelled
+from ckpt_core.addresses import spelled, spelled_in
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.company.companions import losses_of
 from ckpt_core.engine.encoding import Encoded
@@ -83,7 +83,7 @@ class Plan:
     def __repr__(self) -> str:
         sizes = f"{size_text(self.bytes_read)} to read, {size_text(self.bytes_written)} to write"
         said = f"{plural(len(self.tensors), 'tensor')} to {plural(len(self.target.files), 'file')}, {sizes}, {plural(len(self.losses), 'loss', 'losses')}"
-        return f"<Plan {self.source.format} {self.source.path} to {self.target.format}: {said}>"
+        return f"<Plan {self.source.format} {spelled(self.source.path)} to {self.target.format}: {said}>"
 
     @functools.cached_property
     def transfers(self) -> list[Transfer]:
@@ -175,7 +175,11 @@ class Plan:
     def to_json(self) -> dict[str, object]:
         """What `--dry-run --json` prints."""
         return {
-            "source": {"format": self.source.format, "path": self.source.path, "parallel": self.source.parallel},
+            "source": {
+                "format": self.source.format,
+                "path": spelled(self.source.path),
+                "parallel": self.source.parallel,
+            },
             "target": {
                 "format": self.target.format,
                 "parallel": self.target.parallel,
@@ -191,7 +195,7 @@ class Plan:
             "bytes_written": self.bytes_written,
             "peak_memory": self.peak_memory,
             "workers": self.workers,
-            "losses": [loss.to_json() for loss in self.losses],
+            "losses": [spelled_in(loss.to_json()) for loss in self.losses],
             "plan": self.hash,
         }
 
