@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -147,6 +148,13 @@ class TestInspect:
         for words in (*shown, "eos: 2", "can become   toy: yes"):
             assert words in whole.out
         assert "eos" not in short.out and "toy: yes" not in short.out
+
+    def test_a_command_that_is_proposed_reads_what_this_one_did(self, ckpt, model):
+        asked = ("--from", "toy", "--weights", "model", "-o", "flavour=sour")
+        line = next(line for line in ckpt("inspect", model, *asked).out.splitlines() if line.startswith("more"))
+        command = shlex.split(line.removeprefix("more").partition(": ")[0])
+        assert command == ["ckpt", "inspect", "--all", str(model), *asked]
+        assert ckpt(*command[1:]).code == 0
 
     def test_json(self, ckpt, model):
         body = ckpt("inspect", model, "--json").json

@@ -142,6 +142,16 @@ def reading(command: Callable) -> Callable:
     return _keeping(command)
 
 
+def reading_words(*, format: str | None, config: str | None, options: dict[str, str], weights: str) -> list[str]:
+    """The options of `reading` as they are typed, so that a command that is proposed reads what this one did."""
+    words = [] if format is None else ["--from", format]
+    words += [] if config is None else ["--config", config]
+    words += [] if weights == "auto" else ["--weights", weights]
+    for name, value in options.items():
+        words += ["-o", f"{name}={value}"]
+    return words
+
+
 def training_state(command: Callable) -> Callable:
     """The option of every command that reads the values of a checkpoint: `training`, a flag, where `convert` has a choice."""
 
