@@ -114,9 +114,10 @@ def _training(
 def _check_groups(model: ModelContext) -> None:
     """`NotCarried` for a run whose groups a function of its own makes (nemo/lightning/pytorch/optim/megatron.py, `MegatronOptimizerModule`)."""
     optimizer = model.sections.get("root.model.optim")
-    arguments = optimizer.arguments if isinstance(optimizer, fiddle.Call) else {}
+    if not isinstance(optimizer, fiddle.Call):
+        return
     for name in ("no_weight_decay_cond", "scale_lr_cond"):
-        if (given := arguments.get(name)) is not None:
+        if (given := optimizer.arguments.get(name)) is not None:
             raise errors.NotCarried(
                 "which parameters are in which group of the optimizer is decided by a function that is not in the files",
                 file=model.file,
