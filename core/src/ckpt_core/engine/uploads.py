@@ -227,9 +227,7 @@ class Uploads:
     def _note(self, place: Place, tag: str) -> None:
         with naming(self._log), open(self._log, "ab", buffering=0) as log:
             line = memoryview(json.dumps([*place, tag]).encode() + b"\n")
-            while (
-                line
-            ):  # a disk that is all but full takes a part of it: the part is dropped here only when all of it is there
+            while line:  # a disk that is all but full takes a part of a line, and the bytes here are dropped when all of it is there
                 line = line[log.write(line) :]
 
     def _logged(self) -> dict[Place, str]:
