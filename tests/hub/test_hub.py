@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ckpt_core import convert, fingerprint
 from ckpt_core.receipt.places import RECEIPT
+from ckpt_core.storage.bytes.remote.hub import _copies
 from ckpt_tests.web import COMMIT, Site, serving
 
 REPOSITORY = "someone/tiny-llama"
@@ -114,8 +115,28 @@ def test_the_hubs_refusal_is_one_error(hub) -> None:
     environment, _ = hub
     done = ckpt(environment, "inspect", "hf://someone/nothing")
     assert done.returncode == 1
-    assert "the hub does not give this repository" in done.stderr
+    assert "the hub does not give this repository" in done.stderr and "hf auth login" in done.stderr
     assert "Traceback" not in done.stderr
+    done = ckpt({**environment, "HF_HUB_OFFLINE": "1"}, "inspect", f"hf://{REPOSITORY}")
+    assert done.returncode == 1 and "unset HF_HUB_OFFLINE" in done.stderr and "local_files_only" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "folder", "kept"),
+    [
+        ("config.json model.safetensors model.gguf original/a.pth", "", "config.json model.safetensors"),
+        ("config.json model.safetensors model.gguf", "model.gguf", "config.json model.safetensors model.gguf"),
+        ("config.json model.safetensors original/a.pth", "original", "config.json model.safetensors original/a.pth"),
+        ("README.md a.Q8_0.gguf b/b.Q4_0.gguf", "", "README.md a.Q8_0.gguf b/b.Q4_0.gguf"),
+        ("a.gguf b/b.gguf", "b", "b/b.gguf"),
+        ("config.json flax_model.msgpack tf_model.h5", "", "config.json flax_model.msgpack tf_model.h5"),
+        ("x/config.json x/model.safetensors x/model.onnx", "x", "x/config.json x/model.safetensors"),
+    ],
+)
+def test_other_copies_of_the_weights_are_passed_over_unless_they_are_asked_for(
+    files: str, folder: str, kept: str
+) -> None:
+    assert set(files.split()) - _copies(files.split(), folder) == set(kept.split())
 
 
 def test_an_address_that_is_none_is_wrong_usage(hub) -> None:

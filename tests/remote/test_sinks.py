@@ -30,6 +30,7 @@ from ckpt_core.engine.staging import Staging
 from ckpt_core.engine.worker import Run
 from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError, UsageError
 from ckpt_core.receipt.places import RECEIPT
+from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.remote import ranges, stores, writable
 from ckpt_core.storage.bytes.remote.az import Azure
 from ckpt_core.storage.bytes.remote.objects import Hiccup
@@ -781,6 +782,20 @@ def test_no_room_in_the_spool_is_said_before_anything_is_written(
     assert "--spool" in str(error.value) and not bucket.calls and not spool.exists()
     code, text = ckpt("convert", model, ADDRESS, "--to", "hf", "--dry-run")
     assert code == 1 and "--spool" in text, text
+
+
+def test_a_dry_run_says_what_waits_here_at_most(model: Path, bucket: Bucket, spool: Path) -> None:
+    code, text = ckpt("convert", model, ADDRESS, "--to", "hf", "--dry-run")
+    room = json.loads(ckpt("convert", model, ADDRESS, "--to", "hf", "--dry-run", "--json")[1])["room"]
+    assert code == 0 and f"at most {size_text(room['needed'])} wait in {spool} to be sent" in text, text
+    assert "to be sent" not in ckpt("convert", model, "elsewhere", "--to", "hf", "--dry-run")[1]
+
+
+def test_what_lies_beside_is_proposed(model: Path, bucket: Bucket, spool: Path) -> None:
+    convert(model, ADDRESS, to="hf")
+    for wrong, meant in ((ADDRESS[:-1], ADDRESS), (f"{ADDRESS}/confg.json", f"{ADDRESS}/config.json")):
+        code, text = ckpt("inspect", wrong)
+        assert code == 1 and f"did you mean {meant}?" in text, text
 
 
 @pytest.mark.parametrize("size", [0, 1, 16 << 20, (16 << 20) * 10_000, (16 << 20) * 10_000 + 1, 5 << 40])

@@ -266,6 +266,7 @@ def test_what_is_not_there_is_one_error(site: Site, tmp_path: Path) -> None:
         "msc://profile/model": "there is no reader for msc://",
         "s3:///model": "names no bucket",
         "http://127.0.0.1:9/model": "does not answer",
+        f"https{site.url[4:]}model": f"it may be at {site.url}model",
     }.items():
         code, text = ckpt("inspect", address)
         assert code in (1, 2), text

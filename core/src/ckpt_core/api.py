@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ckpt_core.arguments import OptionValue, check_count, check_format, options_of, path_of, size_of
+from ckpt_core.arguments import OptionValue, check_count, check_executor, check_format, options_of, path_of, size_of
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.company.vocabulary import with_sound_tokenizer
@@ -180,7 +180,7 @@ def _guarded(plugin: Plugin, path: str, named: tuple[str, ...]) -> Iterator[None
         except CkptError as error:  # of a file that was refused, a reader may say no more than that it lacks it
             from ckpt_core.diagnosis import broken_off
 
-            raise home.refused or broken_off(path, error) or error from None
+            raise home.refused or broken_off(path, error) or _recognised_otherwise(plugin, path, error) from None
         except OSError:
             raise
         except Exception as error:
@@ -190,6 +190,15 @@ def _guarded(plugin: Plugin, path: str, named: tuple[str, ...]) -> Iterator[None
                 found=f"{type(error).__name__}: {error}",
                 fix="if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
             ) from error
+
+
+def _recognised_otherwise(plugin: Plugin, path: str, error: CkptError) -> CkptError:
+    """The error of a reader that was asked for by --from, and of whose format the path is not: what other formats make of it is worth a try."""
+    others = _recognised(path)
+    if others and plugin.name not in others:
+        way = f"leave --from out: it looks like {' or '.join(others)}"
+        error.fix = way if error.fix is None else f"{error.fix}; or {way}"
+    return error
 
 
 def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpoint:
@@ -316,7 +325,7 @@ def open_checkpoint(
 ) -> OpenCheckpoint:
     """Open a checkpoint of any readable format: its architecture, and a lazy mapping of canonical tensors.
 
-    `path` is a folder, a file, or `hf://owner/name[@revision]`; only headers are read. `format` is asked for where several
+    `path` is a folder, a file, or an address (`hf://owner/name[@revision]`, `s3://bucket/folder`, ...); only headers are read. `format` is asked for where several
     recognise it, `config` is a file that says the architecture where the checkpoint does not. `options` are those of the
     format, as `-o` has them. `weights` is `auto`, `model` or `master` (the optimizer's fp32 masters). With `training_state`
     `keep` the state of the training is opened too: `NotCarried` says why it can't be. `auto` opens it where it can be.
@@ -517,7 +526,7 @@ def writer_of(to: str, ranks: Mapping[str, int | None]) -> Plugin:
     check_format(to, "to", optional=False)
     writer = require(to)
     if not (writer.info.writes or writer.info.adapters):
-        raise UsageError(f"format {to} can only be read")
+        raise UsageError(f"format {to} can only be read", fix="see what is written: ckpt formats")
     for name, count in ranks.items():
         if count not in (None, 1) and name not in writer.info.parallel:
             raise UsageError(
@@ -622,7 +631,7 @@ def convert(
     `training_state` is `keep` or `drop`; without it, the optimizer's moments and all that belongs to them go along where both formats can.
     `max_memory` is in bytes or a text (`"2GB"`), 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
     checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, each of
-    which may then use `max_memory`, and
+    which may then use `max_memory` (a `concurrent.futures.Executor`: processes, or `distributed.Client(...).get_executor()`), and
     `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder` or `az://container/folder`; `spool` is then a folder for what waits to
     be sent. The others are those of `open_checkpoint`.
 
@@ -633,6 +642,7 @@ def convert(
     from ckpt_core.engine.executors import fitted
     from ckpt_core.engine.run import run_plan
 
+    check_executor(executor)
     planned = functools.partial(
         plan_conversion,
         src,

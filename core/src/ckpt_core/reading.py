@@ -186,7 +186,7 @@ def _no_training(checkpoint: Checkpoint) -> NotCarried:
             fix="convert the weights alone, with --training-state drop",
         )
     return NotCarried(
-        "there is no state of a training to keep", file=checkpoint.path, fix="convert without --training-state keep"
+        "the checkpoint has no state of a training", file=checkpoint.path, fix="convert without --training-state keep"
     )
 
 
