@@ -10,6 +10,7 @@ import fnmatch
 import os
 import re
 import threading
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ckpt_core.errors import CkptError, StoreError, UsageError
@@ -21,8 +22,10 @@ _ADDRESS = re.compile(
     r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<folder>[\w./ +-]+?))?/?(?:@(?P<revision>[\w./-]+))?", re.ASCII
 )
 _PINNED = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})/(?P<file>.+)", re.DOTALL)
-# What no converter reads: other frameworks' copies of the same weights.
+# Other copies of the same weights, in what an address names. A copy that is named itself is read.
 _IGNORED = ["*.msgpack", "*.h5", "*.ot", "*.tflite", "*.onnx", "onnx/*", "*.gguf", "original/*"]
+_WEIGHTS = ["*.safetensors", "*.bin", "*.pt", "*.pth"]
+_ALONE = "*.gguf"  # most repositories with such files have nothing else
 _EXPIRED = (401, 403, 410)
 
 
@@ -42,19 +45,17 @@ class Hub:
         self._lock = threading.Lock()
 
     def listing(self, address: str) -> Listing:
-        """The files of a repository, without other frameworks' copies of the weights."""
+        """The files of a repository, without other copies of the weights."""
         repository = resolved(address)
         name, commit = repository.name, repository.commit
         root = f"hf://{name}@{commit}"
+        entries = _asked(address, lambda hub: list(hub.HfApi().list_repo_tree(name, recursive=True, revision=commit)))
+        files = {entry.path: entry for entry in entries if getattr(entry, "size", None) is not None}
         objects = []
-        for entry in _asked(
-            address, lambda hub: list(hub.HfApi().list_repo_tree(name, recursive=True, revision=commit))
-        ):
-            size, file = getattr(entry, "size", None), entry.path
-            if size is not None and not any(fnmatch.fnmatch(file, pattern) for pattern in _IGNORED):
-                lfs = getattr(entry, "lfs", None)
-                version = lfs.sha256 if lfs is not None else entry.blob_id
-                objects.append(Object(f"{root}/{file}", size, version, copy=_copy(repository, file)))
+        for file in _without_copies(files, repository.folder):
+            lfs = getattr(files[file], "lfs", None)
+            version = lfs.sha256 if lfs is not None else files[file].blob_id
+            objects.append(Object(f"{root}/{file}", files[file].size, version, copy=_copy(repository, file)))
         return Listing(root, repository.folder, objects)
 
     def now(self, object: Object) -> Object:
@@ -98,6 +99,20 @@ class Hub:
         with self._lock:
             self._urls[object.address] = place
         return place
+
+
+def _without_copies(files: Iterable[str], folder: str) -> Iterator[str]:
+    """The files of a repository, without copies of the weights that the folder has in another form."""
+    inside = f"{folder}/" if folder else ""
+    names = {file: file.removeprefix(inside) for file in files}
+    of_folder = [name for file, name in names.items() if file.startswith(inside)]
+    others = any(_matches(name, _WEIGHTS) and not _matches(name, _IGNORED) for name in of_folder)
+    ignored = [pattern for pattern in _IGNORED if others or pattern != _ALONE]
+    return (file for file, name in names.items() if file == folder or not _matches(name, ignored))
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def resolved(address: str) -> Repository:
