@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from ckpt_core.storage.bytes.remote.objects import Object
 
@@ -58,8 +58,7 @@ class Cache:
 
     def _keep(self, view: memoryview, offset: int, listed: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        data = os.open(self._data, flags, 0o600)
-        try:
+        with _open(self._data, flags) as data:
             if os.fstat(data).st_size < listed:  # it was removed or cut: what is listed of it would read as zeros
                 with contextlib.suppress(FileNotFoundError):
                     os.truncate(self._have, 0)
@@ -69,15 +68,22 @@ class Cache:
                 left, at = left[count:], at + count
             os.fdatasync(data)
             there = _is_there(self._data, data)
-        finally:
-            os.close(data)
-        if not there:  # it was removed meanwhile, and what was written is nowhere
-            return
-        have = os.open(self._have, flags | os.O_APPEND, 0o600)
-        try:
-            os.write(have, f"\n{offset} {offset + len(view)}\n".encode())
-        finally:
-            os.close(have)
+        if there:  # else it was removed meanwhile, and what was written is nowhere
+            with _open(self._have, flags | os.O_APPEND) as have:
+                os.write(have, f"\n{offset} {offset + len(view)}\n".encode())
+
+
+@contextlib.contextmanager
+def _open(path: str, flags: int) -> Iterator[int]:
+    """A descriptor inside the block, in which an error of the system, such as a full disk, names the file."""
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        yield descriptor
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _holds(ranges: Iterable[tuple[int, int]], start: int, stop: int) -> bool:
