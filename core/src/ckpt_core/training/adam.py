@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_core.errors import FormatError, NotCarried
+from ckpt_core.lazily import hints_in
 from ckpt_core.ledger import Loss
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.pickle.opaque import brief
@@ -18,6 +19,8 @@ from ckpt_core.training.state import ADAM, ADAMW, Group
 
 if TYPE_CHECKING:
     from ckpt_core.tensors.source import SourceFiles
+else:
+    hints_in(__name__, {"ckpt_core.tensors.source": "SourceFiles"})
 
 _DROP = "leave it behind with --training-state drop"
 _STEP = "step"
