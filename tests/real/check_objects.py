@@ -456,7 +456,9 @@ def test_the_command_is_killed_at_any_time(store: Server, large: Path, tmp_path:
     for _ in range(12):
         command = Command(large, address, spool)
         time.sleep(chance.uniform(0.2, 1.0) * whole)
-        killed += command.process.poll() is None
+        ended = command.process.poll() is not None
+        killed += not ended
+        whole *= 0.7 if ended else 1  # the machine was busier when it was measured
         command.kill()
         if RECEIPT in "".join(there := seen.objects()):
             assert not seen.uploads()
