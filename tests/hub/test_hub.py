@@ -95,6 +95,26 @@ def test_the_hub_says_what_a_checkpoint_without_a_config_is(hub, model: Path, tm
     assert not any(one.name.endswith(".safetensors") for one in site.asked)
 
 
+def test_a_copy_of_the_weights_is_read_where_it_is_named(hub, model: Path, tmp_path: Path) -> None:
+    """GGUF of the hub: beside weights it is another copy of them, and most repositories that have it have no others."""
+    convert(model, tmp_path / "gguf", to="gguf", options={"tokenizer": "none"}, sync=False)
+    (file,) = (tmp_path / "gguf").glob("*.gguf")
+    folder = tmp_path / "repository"
+    shutil.copytree(model, folder)
+    shutil.copy(file, folder / "model.gguf")
+    environment, _ = hub
+    with serving(folder, repository=REPOSITORY) as site:
+        environment = {**environment, "HF_ENDPOINT": site.url.rstrip("/")}
+        code = ckpt(environment, "fingerprint", f"hf://{REPOSITORY}")
+        assert code.stdout.split()[0] == fingerprint(model), code.stderr
+        assert not any(one.name.endswith(".gguf") for one in site.asked)
+        named = ckpt(environment, "fingerprint", f"hf://{REPOSITORY}/model.gguf")
+        assert named.stdout.split()[0] == fingerprint(file), named.stderr
+        (folder / "model.safetensors").unlink()
+        alone = ckpt(environment, "fingerprint", f"hf://{REPOSITORY}", "--from", "gguf")
+        assert alone.stdout.split()[0] == fingerprint(file), alone.stderr
+
+
 def test_what_the_hub_has_kept_here_is_read_here(hub, model: Path, tmp_path: Path) -> None:
     environment, site = hub
     cached = tmp_path / "home/hub" / f"models--{REPOSITORY.replace('/', '--')}/snapshots/{COMMIT}"

@@ -290,6 +290,69 @@ def test_parts_that_the_store_lost_are_made_again(model: Path, bucket: Bucket, s
     assert_clean(bucket, spool)
 
 
+def swapped(model: Path, folder: Path, seed: int) -> Path:
+    """The model with other values, put in its place with the sizes and the times of before."""
+    if not folder.exists():
+        shutil.copytree(model, folder)
+    tiny.build(folder.with_name("other"), "llama", num_hidden_layers=1, seed=seed)
+    for name, data in (
+        ("model.safetensors", (folder.with_name("other") / "model.safetensors").read_bytes()),
+        ("tokenizer.json", b'{"model": %d }' % seed),
+    ):
+        file, times = folder / name, os.stat(folder / name)
+        (folder / "new").write_bytes(data)
+        os.utime(folder / "new", ns=(times.st_atime_ns, times.st_mtime_ns))
+        os.replace(folder / "new", file)
+    return folder
+
+
+@pytest.mark.parametrize("lost", ["the machine was restarted", "journal", "journal and log", "spool"])
+@pytest.mark.parametrize(("name", "number"), [("send", 12), ("complete", 1), ("put", 4)])
+def test_no_part_of_a_source_that_was_replaced_is_kept(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path, name: str, number: int, lost: str
+) -> None:
+    """What a killed run read is not known any more, and the source has the sizes and the times of before."""
+    source = swapped(model, tmp_path / "source", 5)
+    dies(bucket, name, number, True)
+    with pytest.raises(Killed):
+        convert(source, ADDRESS, to="hf")
+    revive(bucket)
+    swapped(model, source, 6)
+    (folder,) = spool.iterdir()
+    head, *_ = (folder / "journal.jsonl").read_text().splitlines()
+    if lost == "spool":
+        shutil.rmtree(folder)
+    elif lost == "the machine was restarted":
+        (folder / "journal.jsonl").write_text(json.dumps({**json.loads(head), "boot": "before"}) + "\n")
+    else:
+        (folder / "journal.jsonl").write_text(head + "\n")
+        if lost == "journal and log":
+            (folder / "parts.jsonl").unlink()
+    if name != "send":
+        with pytest.raises(FormatError, match="an earlier run completed files of the source as it was then"):
+            convert(source, ADDRESS, to="hf")
+        assert not bucket.objects, "all of it is removed"
+    convert(source, ADDRESS, to="hf")
+    convert(source, tmp_path / "out", to="hf", sync=False)
+    local, found = folder_of(tmp_path / "out"), bucket.folder(ADDRESS)
+    del local[RECEIPT], found[RECEIPT]
+    assert local == found
+    assert_clean(bucket, spool)
+
+
+@pytest.mark.parametrize("cut", [0, 100])
+def test_a_log_that_was_lost_costs_no_data(model: Path, bucket: Bucket, spool: Path, tmp_path: Path, cut: int) -> None:
+    dies(bucket, "send", 20, True)
+    with pytest.raises(Killed):
+        convert(model, ADDRESS, to="hf")
+    revive(bucket)
+    os.truncate(next(spool.glob("*/parts.jsonl")), cut)
+    convert(model, ADDRESS, to="hf")
+    convert(model, tmp_path / "out", to="hf", sync=False)
+    assert bucket.folder(ADDRESS)["model.safetensors"] == (tmp_path / "out/model.safetensors").read_bytes()
+    assert_clean(bucket, spool)
+
+
 @pytest.mark.parametrize("theirs", [False, True], ids=["an answer is lost", "another one is faster"])
 def test_a_claim_is_changed_for_uploads_that_are_gone(model: Path, bucket: Bucket, spool: Path, theirs: bool) -> None:
     dies(bucket, "send", 4, False)

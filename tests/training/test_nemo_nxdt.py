@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ckpt_core import convert, open_checkpoint
-from ckpt_core.errors import CkptError
+from ckpt_core.errors import CkptError, NotCarried
 from ckpt_core.training import EXP_AVG, EXP_AVG_SQ, MASTER, MOMENTS, Kind
 from ckpt_tests.goldens import Golden, every_golden
 from ckpt_tests.loosely import Stub, loosely, unpickled
@@ -333,6 +333,26 @@ def test_distributed_fused_adam_counts_one_step_for_all(tmp_path: Path) -> None:
     torch.save(held, common)
     with open_checkpoint(tmp_path / "nemo", training_state="keep") as source:
         assert source.training is not None and source.training.step == within["state"]["step"]
+
+
+def test_groups_of_a_function_of_its_own_are_refused(tmp_path: Path) -> None:
+    """io.json names the function that divides the parameters of a NeMo 2 run, and does not say what it does."""
+    shutil.copytree(golden("llama2_optim_tp2").checkpoint, tmp_path / "run")
+    (file,) = (tmp_path / "run").rglob("io.json")
+    graph = json.loads(file.read_text())
+    (module,) = (value for name, value in graph["objects"].items() if name.startswith("megatron_optimizer_module"))
+    for name in ("no_weight_decay_cond", "scale_lr_cond"):
+        for value in ({"type": "leaf", "value": None}, {"type": "pyref", "module": "mine", "name": "decays"}):
+            attribute = [f"Attr(name={name!r})", value | {"paths": []}]
+            module["items"].append(attribute)
+            file.write_text(json.dumps(graph))
+            module["items"].pop()
+            if value["type"] == "leaf":
+                with open_checkpoint(tmp_path / "run", training_state="keep") as source:
+                    assert source.training is not None
+            else:
+                with pytest.raises(NotCarried, match=r"by a function that is not in the files(.|\n)*mine\.decays"):
+                    open_checkpoint(tmp_path / "run", training_state="keep")
 
 
 def test_a_chain_of_data_ranks_is_written_as_zero1_cuts_it(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.company.vocabulary import with_sound_tokenizer
 from ckpt_core.description import Fragment
 from ckpt_core.errors import CkptError, NotCarried, Refusal, UsageError, did_you_mean, nearest
+from ckpt_core.lazily import hints_in
 from ckpt_core.ledger import OPTIMIZER
 from ckpt_core.plugins.discovery import Plugin, all_plugins, check_returned, detect, launched, require
 from ckpt_core.plugins.installed import format_names
@@ -53,6 +54,23 @@ if TYPE_CHECKING:
     from ckpt_core.tensors.digest import Digests
     from ckpt_core.tensors.source import SourceFiles
     from ckpt_core.training import Training
+else:
+    hints_in(
+        __name__,
+        {
+            "concurrent.futures": "Executor",
+            "ckpt_core.architecture": "Architecture",
+            "ckpt_core.engine.pieces": "Transfer",
+            "ckpt_core.engine.plan": "Plan",
+            "ckpt_core.engine.run": "Listener",
+            "ckpt_core.launch": "Launch",
+            "ckpt_core.opened": "OpenCheckpoint",
+            "ckpt_core.tensors.assembly": "LazyParameter",
+            "ckpt_core.tensors.digest": "Digests",
+            "ckpt_core.tensors.source": "SourceFiles",
+            "ckpt_core.training": "Training",
+        },
+    )
 
 _CHUNK_BYTES = 4 << 20
 _FEW = 1 << 20  # bytes: fewer are read before threads have been started

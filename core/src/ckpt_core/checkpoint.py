@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_core.architecture import Architecture, Parameter, parameters
 from ckpt_core.errors import CkptError, ProblemsFound, Refusal
+from ckpt_core.lazily import hints_in
 from ckpt_core.lean import dataclass
 from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.archive.extent import Extent
@@ -26,6 +27,20 @@ if TYPE_CHECKING:
     from ckpt_core.storage.tensor import Quantised, StoredTensor
     from ckpt_core.tensors.assembly import LazyParameter
     from ckpt_core.training import Training
+else:
+    hints_in(
+        __name__,
+        {
+            "ckpt_core.launch": "Launch",
+            "ckpt_core.layout": "Native",
+            "ckpt_core.storage.bytes.files": "FileState",
+            "ckpt_core.storage.bytes.output": "OutputFile",
+            "ckpt_core.storage.dtypes": "DType",
+            "ckpt_core.storage.tensor": "Quantised StoredTensor",
+            "ckpt_core.tensors.assembly": "LazyParameter",
+            "ckpt_core.training": "Training",
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
+from ckpt_core.lazily import hints_in
 from ckpt_core.lean import dataclass
 from ckpt_core.ledger import Ledger, Loss
 from ckpt_core.storage.tensor import StoredTensor
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
     from ckpt_core.layout import Chosen, Native, Ranks, Table, Tables
     from ckpt_core.storage.bytes.files import FileState
     from ckpt_core.training import Kind, Training
+else:
+    hints_in(
+        __name__,
+        {
+            "ckpt_core.architecture": "Architecture",
+            "ckpt_core.checkpoint": "Sidecar",
+            "ckpt_core.errors": "CkptError",
+            "ckpt_core.layout": "Chosen Native Ranks Table Tables",
+            "ckpt_core.storage.bytes.files": "FileState",
+            "ckpt_core.training": "Kind Training",
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True)

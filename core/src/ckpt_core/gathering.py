@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from ckpt_core import training
 from ckpt_core.description import Averaged
-from ckpt_core.errors import CkptError, FormatError
+from ckpt_core.errors import CkptError, FormatError, NotCarried
 from ckpt_core.layout import BoundTables, account
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import ParameterBuilder, whole
+from ckpt_core.text import plural
 
 if TYPE_CHECKING:
     from ckpt_core.architecture import Parameter
@@ -151,6 +152,8 @@ def training_of(description: Description, saved: SavedTraining, checkpoint: Chec
         frozen = dict.fromkeys(name for name in bound.parameters if name not in stepped)
     trained = {name: parameter for name, parameter in bound.parameters.items() if name not in frozen}
     _check_groups(groups, trained, frozen, saved.where)
+    if saved.rest_is_frozen:
+        _check_whole(bound, ranks[training.EXP_AVG], trained, saved.where)
     found: dict[Kind, dict[str, LazyParameter]] = {}
     for kind in training.KINDS:
         if kind in ranks:
@@ -214,6 +217,27 @@ def _moments(
         kind
     )  # a mean of gradients may be anything but a NaN
     return {name: replace(found[training.named(kind, name)], least=least, float32=True) for name in trained}
+
+
+def _check_whole(bound: BoundTables, ranks: Sequence[RankTensors], trained: Collection[str], where: str) -> None:
+    """`NotCarried` for a parameter that lies in several tensors of which some were never stepped: an expert that got no token is such a tensor."""
+    held = _held_by_name(bound, ranks)
+    with_moments = {name for rank in ranks for name in rank.tensors}
+    stepped = {parameter for name in with_moments & held.keys() for parameter in held[name]}
+    natives = (item for rank in _by_rank(ranks) for item in _bound(bound, rank).items())
+    aliases = {name for name, native in natives if native.row.copy}
+    lacking = [
+        name
+        for name, parameters in held.items()
+        if name not in with_moments | aliases and parameters & stepped & set(trained)
+    ]
+    if lacking:
+        raise NotCarried(
+            f"{lacking[0]!r} was never stepped, and others of its kind were: a state has moments of all experts, or of none",
+            file=where,
+            found=f"no moments of {plural(len(lacking), 'tensor')}",
+            fix="an expert that got no token has none: convert the weights alone, with --training-state drop",
+        )
 
 
 def _held_by_name(bound: BoundTables, ranks: Iterable[RankTensors]) -> dict[str, set[str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from typing import ForwardRef
 
 
 def found_in(public: str, homes: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
@@ -35,3 +36,18 @@ def found_in(public: str, homes: Mapping[str, str]) -> tuple[Callable[[str], obj
         return sorted({*vars(sys.modules[public]), *places})  # `help` and completion look here
 
     return __getattr__, __dir__
+
+
+def hints_in(public: str, homes: Mapping[str, str]) -> None:
+    """Let `typing.get_type_hints` find the names that the module `public` imports for its annotations alone. `homes` has them by module.
+
+    if TYPE_CHECKING:
+        from here.reader import Header
+    else:
+        hints_in(__name__, {"here.reader": "Header"})
+
+    Each becomes a reference, whose module is imported when a hint is evaluated.
+    """
+    own = vars(sys.modules[public])
+    for home, names in homes.items():
+        own.update({name: ForwardRef(f"__import__({home!r}, fromlist=['_']).{name}") for name in names.split()})

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from ckpt_core.lazily import hints_in
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
 from ckpt_core.storage.tensor import StoredTensor
@@ -27,6 +28,14 @@ from ckpt_core.text import plural
 if TYPE_CHECKING:
     from ckpt_core.storage.archive.extent import Extent
     from ckpt_core.storage.archive.tree import Tree
+else:
+    hints_in(
+        __name__,
+        {
+            "ckpt_core.storage.archive.extent": "Extent",
+            "ckpt_core.storage.archive.tree": "Tree",
+        },
+    )
 
 __all__ = [
     "ASKED",

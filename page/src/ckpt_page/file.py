@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
 
+from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.engine.staging import sync_file
 from ckpt_core.errors import CkptError, UsageError
-
-if TYPE_CHECKING:
-    from ckpt_core.checkpoint import Checkpoint
 
 _BEGINNING = b"<!doctype html"
 

@@ -121,3 +121,41 @@ def test_code_beside_the_weights_is_an_assumption_that_names_the_file(folder: Pa
 def test_code_of_a_tokenizer_alone_is_none_of_the_model(folder: Path) -> None:
     change(folder, auto_map={"AutoTokenizer": "Xenova/gpt-4o"})
     assert not read_checkpoint(folder).provenance.losses
+
+
+@pytest.mark.parametrize("name", ["llama-headless", "llama-scored", "llama-tagged", "vit-pooled", "gpt2", "moe"])
+def test_a_config_that_names_no_class_is_told_which_one_fits(name: str, tmp_path: Path) -> None:
+    """The usual class of the type is read where its tensors are there; else the class that fits is proposed, and it works."""
+    write_ir(tmp_path / "ir", example(name, hidden=216))
+    convert(tmp_path / "ir", tmp_path / "hf", to="hf")
+    expected, folder = fingerprint(tmp_path / "hf"), tmp_path / "hf"
+    class_name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    change(folder, architectures=None)
+    try:
+        assert fingerprint(folder) == expected
+        assert class_name.endswith(("ForCausalLM", "LMHeadModel", "ForImageClassification"))
+    except CkptError as refusal:
+        assert refusal.fix == f"if that is right, say so: -o read_as={class_name}"
+        assert fingerprint(folder, options={"read_as": class_name}) == expected
+
+
+def test_where_no_class_fits_what_is_missing_is_named(folder: Path) -> None:
+    held = load_file(folder / "model.safetensors")
+    save_file(
+        {name: held[name] for name in held if "lm_head" not in name and "embed" not in name},
+        folder / "model.safetensors",
+    )
+    change(folder, architectures=None)
+    with pytest.raises(CkptError, match=r"lm_head\.weight(.|\n)*embed_tokens\.weight"):
+        read_checkpoint(folder)
+
+
+def test_another_framework_is_told_to_write_the_class_into_the_config(tmp_path: Path) -> None:
+    write_ir(tmp_path / "ir", example("llama-headless"))
+    convert(tmp_path / "ir", tmp_path / "fsdp", to="fsdp", options={"layout": "flat"})
+    expected = fingerprint(tmp_path / "fsdp")
+    change(tmp_path / "fsdp", architectures=None)
+    with pytest.raises(CkptError, match=r'add to the config: "architectures": \["LlamaModel"\]'):
+        read_checkpoint(tmp_path / "fsdp")
+    change(tmp_path / "fsdp", architectures=["LlamaModel"])
+    assert fingerprint(tmp_path / "fsdp") == expected

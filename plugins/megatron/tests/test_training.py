@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.numpy import save_file
 
 from ckpt_core import convert, open_checkpoint
@@ -161,9 +162,83 @@ def test_experts_that_ranks_share_out_have_an_optimizer_of_their_own(container: 
                     assert np.array_equal(one.moment(kind, name).numpy(), two.moment(kind, name).numpy()), name
 
 
-def stepped_model(folder: Path, name: str) -> Path:
+QK_NORMS = {"layers": 2, "attention.qk_norm.kind": "rms", "attention.qk_norm.eps": 1e-5}
+
+
+def without_decay(path: Path) -> set[str]:
+    """The parameters that a state has no weight decay for."""
+    with open_checkpoint(path, training_state="keep") as found:
+        assert found.training is not None
+        return {name for group in found.training.groups if not group.weight_decay for name in group.parameters}
+
+
+@pytest.mark.parametrize("way", ["dist distributed", "torch plain", "torch distributed"])
+def test_the_group_of_a_parameter_is_what_the_files_say(way: str, tmp_path: Path) -> None:
+    """Embeddings of core 0.14 and 0.15 with --embedding-init-method-std, and the norms of Qwen3-Next: the groups themselves have no names."""
+    source = stepped_model(tmp_path / "ir", "llama", **QK_NORMS)
+    convert(source, tmp_path / "run", to="megatron", options=WAYS[way][2] | {"names": "te"}, training_state="keep")
+    name = "common.pt" if way == "dist distributed" else "mp_rank_00/model_optim_rng.pt"
+    vectors = without_decay(tmp_path / "run")
+    norms = {name for name in vectors if "q_norm" in name or "k_norm" in name}
+    assert len(norms) == 4 and "embedding.tokens.weight" not in vectors
+
+    def told(number: int, moved: str | None = None, old: bool = False, **args: object) -> set[str]:
+        def change(held) -> None:
+            for key, value in args.items():
+                setattr(held["args"], key, value)
+            optimizer = held["optimizer"]
+            matrices, rest = optimizer.get("optimizer", optimizer)["param_groups"]
+            if old:
+                del matrices["default_config"], rest["default_config"]
+            if moved == "embedding" and way == "torch plain":
+                rest["params"].insert(0, matrices["params"].pop(0))
+
+        return without_decay(changed(tmp_path / "run", tmp_path / str(number), name, change))
+
+    assert told(1, embedding_init_method_std=0.02) == vectors  # core 0.16 decays them
+    assert told(2, old=True) == vectors
+    undecayed = told(3, "embedding", old=True, embedding_init_method_std=0.02)
+    assert undecayed == vectors | {"embedding.tokens.weight"}
+    if way != "torch plain":  # whose groups list their parameters
+        for number, args in enumerate(
+            ({"apply_wd_to_qk_layernorm": True}, {"no_weight_decay_cond_type": "qwen3_next"})
+        ):
+            assert told(4 + number, **args) == vectors - norms
+    with pytest.raises(NotCarried, match="by a condition that is not known"):
+        told(6, no_weight_decay_cond_type="mine")
+
+
+def test_the_groups_of_a_run_of_bridge_are_what_its_config_says(tmp_path: Path) -> None:
+    """The model's own default of `embedding_init_method_std` is in every file: it counts in the condition of Qwen3-Next of Bridge 0.2 alone."""
+    source = stepped_model(tmp_path / "ir", "llama", **QK_NORMS)
+    convert(source, tmp_path / "run", to="megatron-bridge", training_state="keep")
+    vectors = without_decay(tmp_path / "run")
+
+    def told(number: int, old: bool, scheduler: str | None = None, **sections: object) -> set[str]:
+        def change(held) -> None:
+            for group in held["optimizer"]["optimizer"]["param_groups"] if old else ():
+                del group["default_config"]
+
+        copy = changed(tmp_path / "run", tmp_path / str(number), "common.pt", change)
+        (file,) = copy.rglob("run_config.yaml")
+        config = yaml.safe_load(file.read_text())
+        config["model"]["embedding_init_method_std"] = 0.02
+        config["scheduler"] = {"no_weight_decay_cond_type": scheduler}
+        file.write_text(yaml.safe_dump(config | sections))
+        return without_decay(copy)
+
+    norms = {name for name in vectors if "q_norm" in name or "k_norm" in name}
+    assert len(norms) == 4 and told(1, True) == told(2, False) == vectors
+    assert told(3, True, "qwen3_next") == vectors - norms | {"embedding.tokens.weight"}
+    assert told(4, False, "qwen3_next") == vectors - norms
+    assert told(5, False, optimizer={"apply_wd_to_qk_layernorm": True}) == vectors - norms
+    with pytest.raises(NotCarried, match="a class that is not Bridge's"):
+        told(6, False, optimizer_config_override_provider={"_target_": "mine.Provider"})
+
+
+def stepped_model(folder: Path, name: str, **changes: object) -> Path:
     """A model of an example with random moments."""
-    write_ir(str(folder), example(name))
+    write_ir(str(folder), example(name, **changes))
     generator = np.random.default_rng(7)
     with open_checkpoint(folder) as model:
         shapes = {name: tensor.shape for name, tensor in model.items() if "correction" not in name}

@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Sidecar
-    from ckpt_core.company.companions import FOLDERS, companions_of, files_below, files_in, is_companion, known_ids
+    from ckpt_core.company.companions import (
+        FOLDERS,
+        OF_TRAINING,
+        companions_of,
+        files_below,
+        files_in,
+        is_companion,
+        known_ids,
+    )
     from ckpt_core.company.image_processor import PROCESSOR, processor_file, processor_settings
     from ckpt_core.company.tokenizer import GENERATION, ROLES, has_tokenizer, is_token, pieces_of, size_of
     from ckpt_core.company.vocabulary import asked_vocabulary, settled, with_vocabulary
@@ -15,7 +23,7 @@ else:
         __name__,
         {
             "ckpt_core.checkpoint": "Sidecar",
-            ".companions": "FOLDERS companions_of files_below files_in is_companion known_ids",
+            ".companions": "FOLDERS OF_TRAINING companions_of files_below files_in is_companion known_ids",
             ".image_processor": "PROCESSOR processor_file processor_settings",
             ".tokenizer": "GENERATION ROLES has_tokenizer is_token pieces_of size_of",
             ".vocabulary": "asked_vocabulary settled with_vocabulary",
@@ -25,6 +33,7 @@ else:
 __all__ = [
     "FOLDERS",
     "GENERATION",
+    "OF_TRAINING",
     "PROCESSOR",
     "ROLES",
     "Sidecar",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ckpt_core import ledger
 from ckpt_core.checkpoint import Checkpoint, Loss, Sidecar, Target
 from ckpt_core.company.tokenizer import GENERATION, ROLES, ids_of, is_token
 from ckpt_core.errors import CkptError
@@ -36,6 +37,25 @@ COMPANIONS = (
 # Folders of such files, whatever the files in them are called.
 FOLDERS = ("additional_chat_templates",)
 """Folders of companions, by name."""
+
+
+ACCOUNT = "trainer_state.json"
+_REGISTERED = ledger.Reason(
+    "objects that a program registered with accelerate", "they are pickles, which are not opened"
+)
+_DEEPSPEED = ledger.Reason("files that go with a state of DeepSpeed", "they speak of folders that are not written")
+OF_TRAINING = ledger.Contents(
+    {
+        ACCOUNT: ledger.PROGRESS,
+        "random_states_*.pkl": ledger.RANDOM,
+        "custom_checkpoint_*.pkl": _REGISTERED,
+        "latest": _DEEPSPEED,
+        "latest_universal": _DEEPSPEED,
+        "zero_to_fp32.py": _DEEPSPEED,
+    }
+)
+"""What is of a training among the files beside a model which are no tensors: Trainer's (trainer.py, `_save_checkpoint`), accelerate's and DeepSpeed's.
+The Trainer's account of its run travels with the state of the training. Nothing else of it does."""
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -73,6 +93,27 @@ def with_config(checkpoint: Checkpoint, config: str, notes: Mapping[str, Any]) -
         return checkpoint
     found = replace(checkpoint, notes={**checkpoint.notes, **added}, sidecars={**checkpoint.sidecars, **files})
     return found.because(f"by {config}: {', '.join([*sorted(added), *sorted(files)])}")
+
+
+def of_model(checkpoint: Checkpoint, trained: bool) -> Checkpoint:
+    """`checkpoint` without the files of a training among its companions: those of the model go along. `trained`: the Trainer's account does, too."""
+    left = {
+        name: (file, reason)
+        for name, file in checkpoint.sidecars.items()
+        if isinstance(reason := OF_TRAINING.of(name), ledger.Reason)
+        and reason is not ledger.UNKNOWN_KEY
+        and not (trained and name == ACCOUNT)
+    }
+    if not left:
+        return checkpoint
+    losses = []
+    for name, (file, reason) in left.items():
+        if file.size == os.path.getsize(file.path):
+            checkpoint.ledger.left(reason, file.path, size=file.size)
+        else:
+            losses.append(Loss("dropped", f"{reason.what}: {name}", reason.why))  # it is a part of an archive
+    kept = {name: file for name, file in checkpoint.sidecars.items() if name not in left}
+    return replace(checkpoint, sidecars=kept).because(losses=losses)
 
 
 def is_companion(name: str) -> bool:

@@ -14,9 +14,12 @@ from ckpt_core.architecture import parameters
 from ckpt_core.checkpoint import Checkpoint, Loss
 from ckpt_core.company.tokenizer import size_beyond, size_of
 from ckpt_core.errors import CkptError
+from ckpt_core.lazily import hints_in
 
 if TYPE_CHECKING:
     from ckpt_core.plugins.request import ReadRequest
+else:
+    hints_in(__name__, {"ckpt_core.plugins.request": "ReadRequest"})
 
 
 def asked_vocabulary(request: ReadRequest) -> int | None:

@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckpt_core import numpy as np
+from ckpt_core.lazily import hints_in
 from ckpt_core.lean import dataclass
 
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint
+else:
+    hints_in(__name__, {"ckpt_core.checkpoint": "Checkpoint"})
 
 __all__ = [
     "CannotRun",

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ckpt_core.lazily import hints_in
 from ckpt_core.lean import dataclass
 
 if TYPE_CHECKING:
     from ckpt_core.config import Config
     from ckpt_core.layout import Table, Tables
+else:
+    hints_in(
+        __name__,
+        {
+            "ckpt_core.config": "Config",
+            "ckpt_core.layout": "Table Tables",
+        },
+    )
 
 
 @dataclass(frozen=True)

@@ -68,79 +68,78 @@ class Header:
     metadata: dict[str, str]
 
 
-def read_header(path: str | os.PathLike) -> Header:
-    """The lazy tensors and the metadata of a file, every offset checked against its real size.
+def read_header(path: str | os.PathLike, begin: int = 0, stop: int | None = None) -> Header:
+    """The lazy tensors and the metadata of a file, or of the container from byte `begin` to `stop` of one, every offset checked against its real size.
 
     `FormatError` for a file that is cut off, and for tensors that overlap, leave the file or have an unknown dtype.
     """
     state = FileState.of(path)
-    if state.size < 8:
-        raise FormatError("not a safetensors file: too short", file=path, found=f"{state.size} bytes")
-    length = int.from_bytes(read_range(state.path, 0, 8), "little")
-    if not 2 <= length <= min(_MAX_HEADER, state.size - 8):
+    stop = state.size if stop is None else min(stop, state.size)
+    if stop - begin < 8:
+        raise FormatError("not a safetensors file: too short", file=path, found=f"{max(stop - begin, 0)} bytes")
+    length = int.from_bytes(read_range(state.path, begin, 8), "little")
+    if not 2 <= length <= min(_MAX_HEADER, stop - begin - 8):
         raise FormatError(
             "safetensors header does not fit the file",
             file=path,
-            found=f"{length} bytes in a file of {state.size}",
+            found=f"{length} bytes in a file of {stop - begin}",
             expected="a whole file",
         )
-    header = parse_json(read_range(state.path, 8, length), state.path)
+    header = parse_json(read_range(state.path, begin + 8, length), state.path)
     if not isinstance(header, dict):
         raise FormatError("the safetensors header is not an object", file=path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError("safetensors metadata must map strings to strings", file=path)
-    start = 8 + length
-    tensors = {name: _tensor(state, name, entry, start) for name, entry in header.items()}
-    _check_cover(state, tensors, start)
+    start = begin + 8 + length
+    tensors = {name: _tensor(state.path, name, entry, start, stop) for name, entry in header.items()}
+    _check_cover(state.path, tensors, start, stop)
     return Header(tensors, metadata)
 
 
-def _tensor(state: FileState, name: str, entry: Any, start: int) -> StoredTensor:
+def _tensor(path: str, name: str, entry: Any, start: int, stop: int) -> StoredTensor:
     try:
         code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise FormatError(
-            f"tensor {name!r} lacks dtype, shape or data_offsets", file=state.path, found=str(entry)[:80]
+            f"tensor {name!r} lacks dtype, shape or data_offsets", file=path, found=str(entry)[:80]
         ) from None
     if not isinstance(code, str) or code not in BY_SAFETENSORS:
         raise FormatError(
             f"tensor {name!r} has an unknown dtype",
-            file=state.path,
+            file=path,
             found=str(code)[:80],
             expected=", ".join(BY_SAFETENSORS),
         )
     numbers: list[Any] = [*shape, begin, end] if isinstance(shape, list) else [None]
     whole = len(numbers) <= _MAX_DIMENSIONS + 2 and {int}.issuperset(map(type, numbers))
     if not whole or min(numbers) < 0 or max(numbers) >= 1 << 60:
-        raise FormatError(f"tensor {name!r} has an impossible shape or offset", file=state.path, found=str(entry)[:80])
+        raise FormatError(f"tensor {name!r} has an impossible shape or offset", file=path, found=str(entry)[:80])
     dtype = BY_SAFETENSORS[code]
     size = math.prod(shape) * dtype.size
-    if end - begin != size or start + end > state.size:
+    if end - begin != size or start + end > stop:
         raise FormatError(
             f"tensor {name!r} does not fit its bytes",
-            file=state.path,
-            found=f"shape {shape} of {dtype} in bytes {begin}..{end} of a data section of {state.size - start}",
+            file=path,
+            found=f"shape {shape} of {dtype} in bytes {begin}..{end} of a data section of {stop - start}",
             expected=f"{size} bytes inside the file",
         )
-    return StoredTensor.contiguous(state.path, dtype, tuple(shape), start + begin)
+    return StoredTensor.contiguous(path, dtype, tuple(shape), start + begin)
 
 
-def _check_cover(state: FileState, tensors: Mapping[str, StoredTensor], start: int) -> None:
+def _check_cover(path: str, tensors: Mapping[str, StoredTensor], start: int, stop: int) -> None:
     position = start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].elements)):
         if tensor.offset != position:
             raise FormatError(
                 f"tensor {name!r} leaves a gap or overlaps its neighbour",
-                file=state.path,
+                file=path,
                 found=tensor.offset,
                 expected=position,
             )
         position += tensor.elements * tensor.dtype.size
-    if position != state.size:
-        raise FormatError(
-            "safetensors data section has a wrong length", file=state.path, found=state.size, expected=position
-        )
+    if position != stop:
+        raise FormatError("safetensors data section has a wrong length", file=path, found=stop, expected=position)
 
 
 @dataclass(frozen=True, slots=True)

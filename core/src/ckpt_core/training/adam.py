@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_core.errors import FormatError, NotCarried
+from ckpt_core.lazily import hints_in
 from ckpt_core.ledger import Loss
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_core.storage.pickle.opaque import brief
@@ -18,9 +19,12 @@ from ckpt_core.training.state import ADAM, ADAMW, Group
 
 if TYPE_CHECKING:
     from ckpt_core.tensors.source import SourceFiles
+else:
+    hints_in(__name__, {"ckpt_core.tensors.source": "SourceFiles"})
 
 _DROP = "leave it behind with --training-state drop"
 _STEP = "step"
+_NO_GRADIENT = "what has no gradient makes no step: an expert without tokens, a layer that was frozen for a while"
 # What groups of Adam say at values that change nothing of its steps, and what they must not say: torch's, those of Apex, and of the old transformers.
 _INERT = {"amsgrad": False, "maximize": False, "bias_correction": True, "correct_bias": True}
 # What else groups of Adam say: what it steps with, how torch runs it, what names its parameters, and what schedules of torch and scripts remember in them.
@@ -139,7 +143,7 @@ def states_of(
         check_state(name, state, StoredTensor, file)
         for kind in MOMENTS:
             moments[kind][name] = state[kind]
-    return one_step(steps_of(found, bodies, file), file, files), moments
+    return one_step(steps_of(found, bodies, file), file, files, of_one_program=True), moments
 
 
 def steps_of(
@@ -254,10 +258,11 @@ def check_state(name: str, state: Mapping[str, Any], kind_of_tensor: type, file:
             )
 
 
-def one_step(steps: Mapping[str, object], file: str, files: Iterable[FileState]) -> int:
+def one_step(steps: Mapping[str, object], file: str, files: Iterable[FileState], of_one_program: bool = False) -> int:
     """The step of all parameters. A step is a number, or a tensor of one.
 
-    `NotCarried` where there is none, and `FormatError`, naming two of them, where they differ.
+    `NotCarried` where there is none, and `FormatError`, naming two of them, where they differ. `of_one_program`: the states of all parameters were saved
+    together. torch passes by what has no gradient, so that they may differ there, which is `NotCarried`.
     """
     if not steps:
         raise NotCarried(
@@ -274,6 +279,14 @@ def one_step(steps: Mapping[str, object], file: str, files: Iterable[FileState])
         source.close()
     if len(known) > 1:
         (one, first), (other, second) = list(known.items())[:2]
+        if of_one_program:
+            raise NotCarried(
+                "parameters have made different numbers of steps, and a state has one",
+                file=file,
+                found=f"{second!r} made {other}",
+                expected=f"{one}, as {first!r}",
+                fix=f"{_NO_GRADIENT}; {_DROP}",
+            )
         raise FormatError(
             "the moments are of different steps",
             file=file,

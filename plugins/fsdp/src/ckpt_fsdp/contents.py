@@ -59,10 +59,13 @@ def enter_keys(
     ledger: ledgers.Ledger, held: chunked.DistributedCheckpoint, model: set[str], contents: ledgers.Contents
 ) -> None:
     """The keys of a distributed checkpoint; `model` are those that are read."""
-    (file,) = held.described_in
     others = {key: tensor for key, tensor in held.tensors.items() if key not in model}
-    ledger.contents(file, {**others, **held.objects}, contents)
-    ledger.used("weights", file, *sorted(model))
+    for file in held.described_in:
+        ledger.contents(file, {**others, **held.objects}, contents)
+        ledger.used("weights", file, *sorted(model))
+    if not held.described_in:
+        for key, tensor in others.items():
+            ledger.contents(tensor.chunks[0].data.file, {key: tensor}, contents)
 
 
 def is_of_training(name: str) -> bool:

@@ -6,6 +6,7 @@
     checkpoint-500/pytorch_model_fsdp_0/.metadata, __0_0.distcp    accelerate and transformers' Trainer
                    optimizer_0/ scheduler.pt rng_state_0.pth trainer_state.json
     ANY/.metadata, __0_0.distcp                                    torch.distributed.checkpoint of any script
+    ANY/shard-00001-model-00001-of-00001.safetensors ...           the same, with HuggingFaceStorageWriter(save_distributed=True)
 
 verl writes its files in verl/utils/checkpoint/fsdp_checkpoint_manager.py, accelerate in utils/fsdp_utils.py.
 """
@@ -32,12 +33,14 @@ _OF_MEGATRON = ("metadata.json", "common.pt")
 
 @schema.dataclass(frozen=True)
 class Place:
-    """Where a checkpoint lies. `weights` is the folder of its tensors, `home` the one around what lies beside them."""
+    """Where a checkpoint lies. `weights` is the folder of its tensors, `home` the one around what lies beside them. `listed`: a `.metadata` says
+    what is in the files."""
 
     weights: str
     home: str
     by_rank: bool
     fact: str
+    listed: bool = True
 
 
 def places(path: str) -> list[Place]:
@@ -51,6 +54,8 @@ def places(path: str) -> list[Place]:
         above = os.path.dirname(os.path.abspath(path))
         home = above if _OF_ACCELERATE.fullmatch(os.path.basename(os.path.abspath(path))) else path
         return [Place(path, home, False, f"a {chunked.METADATA} of torch.distributed.checkpoint")]
+    if chunked.are_shards(names):
+        return [Place(path, path, False, "shard-*-model-*.safetensors of torch.distributed.checkpoint", listed=False)]
     found = []
     for name in names:
         inner = os.path.join(path, name)

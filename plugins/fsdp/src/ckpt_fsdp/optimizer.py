@@ -120,7 +120,7 @@ def _moments(
         for kind in reading.MOMENTS:
             moments[kind][name] = [lazy.Shard(origin, stored) for origin, stored in state[kind].stored()]
     steps = {name: _kept(step) for name, step in reading.adam.steps_of(found, bodies, file).items()}
-    return reading.adam.one_step(steps, file, files), moments
+    return reading.adam.one_step(steps, file, files, of_one_program=True), moments
 
 
 def _kept(value: Any) -> object:

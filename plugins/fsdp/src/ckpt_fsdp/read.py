@@ -30,7 +30,7 @@ def read(path: str, request: ReadRequest) -> Description:
 
 def stored_at(where: Place) -> SavedTensors:
     """The tensors at a place, by the names that they have there."""
-    return read_ranks(where.weights) if where.by_rank else read_chunks(where.weights)
+    return read_ranks(where.weights) if where.by_rank else read_chunks(where.weights, where.listed)
 
 
 def described(stored: SavedTensors, where: Place, path: str, request: ReadRequest) -> Description:
@@ -65,7 +65,7 @@ def described(stored: SavedTensors, where: Place, path: str, request: ReadReques
         evidence=[f"{model.class_name} of format {HF} by {config}"],
         losses=list(model.losses),
         masters=stored.masters,
-        training=None if where.by_rank else lambda: training_beside(where, stored),
+        training=None if where.by_rank or not where.listed else lambda: training_beside(where, stored),
     )
 
 

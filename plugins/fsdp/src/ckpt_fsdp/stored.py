@@ -133,9 +133,9 @@ class SavedTensors:
 # --- torch.distributed.checkpoint ------------------------------------------------------------------------------------
 
 
-def read_chunks(folder: str) -> SavedTensors:
-    """The tensors in a distributed checkpoint that are not of an optimizer or of another part of a training."""
-    held = chunked.read_distributed(folder)
+def read_chunks(folder: str, listed: bool = True) -> SavedTensors:
+    """The tensors in a distributed checkpoint that are not of an optimizer or of another part of a training; `listed`: by its `.metadata`."""
+    held = chunked.read_distributed(folder) if listed else chunked.read_shards(folder)
     contents = contents_of(held.tensors)
     model = {name: tensor for name, tensor in held.tensors.items() if contents.of(name) is ledgers.UNKNOWN_KEY}
     shards: dict[str, Sequence[lazy.Shard]] = {
@@ -143,7 +143,7 @@ def read_chunks(folder: str) -> SavedTensors:
         for name, tensor in unwrapped(model, folder).items()
     }
     found = SavedTensors([shards], {tensor.dtype for tensor in model.values()}, held.files)
-    (found.described,) = held.described_in
+    found.described = held.described_in[0] if listed else None
     found.keys = unwrapped({name: name for name in model}, folder)
     enter_keys(found.ledger, held, set(model), contents)
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ForwardRef
 
 from ckpt_core.sdk import (
     Architecture,
@@ -25,6 +25,8 @@ from ckpt_core.sdk import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+else:
+    PreTrainedModel = ForwardRef("__import__('transformers').PreTrainedModel")  # imported where a hint is evaluated
 
 __all__ = ["load_model"]
 

@@ -39,7 +39,7 @@ class Spelling:
 @schema.dataclass(frozen=True)
 class Match:
     """The tables that fit the names found, spelt as those are, and what they say of an architecture. `number` counts the spellings of
-    the class up to the one that they are of.
+    the class up to the one that they are of. `complete`: every tensor is explained, and none is missing.
     """
 
     number: int
@@ -47,6 +47,7 @@ class Match:
     layout: layouts.BoundTables
     leftovers: Table
     natives: dict[str, layouts.Native]
+    complete: bool = True
 
     @property
     def tables(self) -> list[Table]:
@@ -95,7 +96,7 @@ def matching(
     if spelling.hints():
         layout = layouts.BoundTables([table.renamed(spelling.of) for table in tables], architecture)
         natives = layout.natives()
-    return Match(number, spelling, layout, leftovers.renamed(spelling.of), natives)
+    return Match(number, spelling, layout, leftovers.renamed(spelling.of), natives, bool(complete))
 
 
 def _reading(natives: Mapping[str, layouts.Native]) -> frozenset[tuple[str, ...]]:

@@ -25,7 +25,7 @@ from ckpt_core.sdk import (
 )
 from ckpt_hf import heads
 from ckpt_hf.classes import code_beside, family_of
-from ckpt_hf.files import CONFIG, SECTION, config_in, read_tensors, sidecars
+from ckpt_hf.files import CONFIG, SECTION, StoredFiles, config_in, read_tensors, sidecars
 from ckpt_hf.names import NOTHING, Match, matching
 from ckpt_hf.options import PART
 from ckpt_hf.predictors import KEYS, NOT_STORED, without_predictors
@@ -93,7 +93,11 @@ def read(path: str, request: ReadRequest) -> Description:
         said = without_predictors(config)
     else:
         said = family.as_stored(config, stored.tensors.keys(), stored.are_same)
-    facts, notes = family.config.read(said, config_file)
+    try:
+        facts, notes = family.config.read(said, config_file)
+    except CkptError:
+        _check_class(whole, config_file, family, stored, given=bool(part or read_as))
+        raise
     if part:
         part.enter(ledger, config_file, whole)
     else:
@@ -122,6 +126,8 @@ def read(path: str, request: ReadRequest) -> Description:
     if part:
         spellings, leftovers = part.spellings(spellings, stored.tensors), part.leftovers(leftovers)
     match = matching(spellings, stored.tensors, architecture, leftovers)
+    if not match.complete:
+        _check_class(whole, config_file, family, stored, given=bool(part or read_as))
     if os.path.isdir(path) and not request.options.get(OPTION):
         check_outside(folder, weights, match.natives)
     evidence = [part.evidence if part else f"{family.class_name} by model_type={family.model_type!r}"]
@@ -164,6 +170,15 @@ def read(path: str, request: ReadRequest) -> Description:
         training=(lambda: _training_beside(folder, family, arrangement, architecture)) if beside else None,
         natives=match.natives,
     )
+
+
+def _check_class(config: dict[str, Any], file: str, family: Family, stored: StoredFiles, given: bool) -> None:
+    """Propose the class that the tensors are of, where nobody named one; `given`: the user did."""
+    if not given:
+        from ckpt_hf.unnamed import check_class
+
+        names = stored.tensors.keys()
+        check_class(config, file, family, names, stored.are_same, "if that is right, say so: -o read_as={}")
 
 
 def _part_of(config: dict[str, Any], file: str, request: ReadRequest) -> Part | None:

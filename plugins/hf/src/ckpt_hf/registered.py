@@ -1,7 +1,8 @@
 """The order in which classes of transformers register their parameters: what an optimizer has in place of names.
 
 It is the order in which the `__init__` of a module makes its parts, which neither their names nor the order in files tell. Each entry is that of
-`named_parameters()` in transformers 5.24; a class that has none is refused.
+`named_parameters()` in transformers 5.24; a class that has none is refused. Those of dense classes are the same in transformers 4.57. Its mixtures of
+experts have a module for each expert, one after the other, and some make the router first.
 """
 
 from __future__ import annotations
@@ -60,15 +61,26 @@ _ORDERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("granitemoe", "granitemoeshared"), _EXPERTS_LAST),
     "gpt_oss": _SINKS_FIRST,
 }
+# The same in transformers 4.57, of classes whose experts are modules there.
+_ORDERS_OF_4: dict[str, tuple[str, ...]] = {
+    "mixtral": ("self_attn", "block_sparse_moe.gate", "block_sparse_moe.experts", *_NORMS),
+    **dict.fromkeys(("qwen3_moe", "olmoe"), ("self_attn", "mlp.gate", "mlp.experts", "mlp", *_NORMS)),
+    "deepseek_v2": _ROUTER_LAST,
+}
 
 # `get_decay_parameter_names` in trainer.py: what is not decayed, besides the modules of torch.nn.LayerNorm, whose names say the same here.
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 _LAYER = re.compile(r"\.\d+\.(.*)")
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 def registered(model_type: str, class_name: str, natives: Mapping[str, layouts.Native]) -> list[str]:
-    """The names of `natives` in the order of `named_parameters()`, without copies. `NotCarried` for a class whose order is not known."""
-    order = _ORDERS.get(model_type)
+    """The names of `natives` in the order of `named_parameters()`, without copies. `NotCarried` for a class whose order is not known.
+
+    Where experts have names of their own, it is that of transformers 4.
+    """
+    orders = _ORDERS_OF_4 if any(map(_EXPERT.search, natives)) else _ORDERS
+    order = orders.get(model_type)
     if order is None or not class_name.endswith("ForCausalLM"):
         raise errors.NotCarried(
             f"an optimizer names no parameters, and the order in which {class_name} registers them is not known here",
@@ -80,11 +92,12 @@ def registered(model_type: str, class_name: str, natives: Mapping[str, layouts.N
         native = natives[name]
         if native.layer is None:
             holds = {piece.parameter.partition(".")[0] for piece in native.pieces}
-            return {frozenset({"embedding"}): 0, frozenset({"head"}): 3}.get(frozenset(holds), 2), 0, 0, number
+            return {frozenset({"embedding"}): 0, frozenset({"head"}): 3}.get(frozenset(holds), 2), 0, 0, 0, number
         found = _LAYER.search(name)
         rest = found[1] if found else name
         parts = (part for part, begin in enumerate(order) if rest == begin or rest.startswith(f"{begin}."))
-        return 1, native.layer, next(parts, len(order)), number
+        expert = _EXPERT.search(name)
+        return 1, native.layer, next(parts, len(order)), int(expert[1]) if expert else 0, number
 
     names = [name for name, native in natives.items() if not native.row.copy]
     return [name for _, name in sorted(enumerate(names), key=place)]

@@ -101,6 +101,10 @@ def model_of_config(
     architecture = architecture_of(facts, path)
     arrangement = family.arranged_by(config)
     match = matching(family.spellings(arrangement), names, architecture, family.leftovers)
+    if not match.complete:
+        from ckpt_hf.unnamed import check_class
+
+        check_class(config, path, family, names, same, 'if that is right, add to the config: "architectures": ["{}"]')
     return TransformersModel(
         family.class_name,
         architecture,

@@ -36,7 +36,7 @@ from ckpt_core.sdk import (
     schema,
     torch_files,
 )
-from ckpt_hf.common import Family
+from ckpt_hf.common import Family, TableSet
 from ckpt_hf.registered import is_decayed, registered
 from ckpt_hf.training import OPTIMIZER
 
@@ -49,12 +49,9 @@ def training_beside(
 ) -> reading.SavedTraining:
     """The state of the training whose optimizer lies beside a model of this class."""
     path = os.path.join(folder, OPTIMIZER)
-    tables = family.spellings(arrangement)[-1]  # those that transformers holds in memory
-    natives = layouts.BoundTables(tables, architecture).natives()
     states, bodies = _optimizer(path)
     told = any("param_names" in body for body in bodies)
-    order = list(natives) if told else registered(family.model_type, family.class_name, natives)
-    names = _told(bodies, order, path) if told else _named(bodies, order, path)
+    tables, names = _identified(bodies, told, family, arrangement, architecture, path)
     files = [disk.FileState.of(path)]
     # torch keeps nothing of a parameter that never had a gradient: one that is frozen, and was given to the optimizer nevertheless
     held = {name: states[number] for number, name in names.items() if states.get(number)}
@@ -80,6 +77,30 @@ def training_beside(
         tables=tables,
         rest_is_frozen=told or len(held) < len(names),
     )
+
+
+def _identified(
+    bodies: Sequence[Mapping[str, Any]],
+    told: bool,
+    family: Family,
+    arrangement: Mapping[str, layouts.Value],
+    architecture: Architecture,
+    path: str,
+) -> tuple[TableSet, dict[Any, str]]:
+    """The parameter of every number, and the tables that have its name: those that transformers 5 holds in memory, else those of transformers 4, which
+    has a parameter for each expert. Raises what the first of them lack where none fits."""
+    held, *others = reversed(family.spellings(arrangement))
+    refused: CkptError | None = None
+    for tables in (held, *others):
+        natives = layouts.BoundTables(tables, architecture).natives()
+        try:
+            if told:
+                return tables, _told(bodies, natives, path)
+            return tables, _named(bodies, registered(family.model_type, family.class_name, natives), path)
+        except errors.NotCarried as problem:
+            refused = refused or problem
+    assert refused is not None
+    raise refused
 
 
 @schema.dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import ledgers
+from ckpt_core.sdk import company, ledgers
 
 OPTIMIZER = "optimizer.pt"
 """What the Trainer calls the state of its optimizer."""
@@ -16,8 +16,8 @@ _SAVED = ledgers.Contents(
         "random_states*": ledgers.RANDOM,
         "sampler*": ledgers.LOADER,
         "dl_state_dict*": ledgers.LOADER,
-        "trainer_state.json": ledgers.PROGRESS,
         "training_args*": ledgers.SETTINGS,
+        **company.OF_TRAINING.rows,
     }
 )
 

@@ -26,7 +26,7 @@ from ckpt_megatron.megatron_fsdp import VALUES
 from ckpt_megatron.names import DIST_EXPERTS, layer_of, plain, unwrapped
 from ckpt_megatron.optimizer.dp_reshardable import bucket_shares, in_buckets
 from ckpt_megatron.optimizer.found import FoundOptimizer
-from ckpt_megatron.optimizer.groups import decays_qk_norms, members_of
+from ckpt_megatron.optimizer.groups import members_of
 from ckpt_megatron.optimizer.model_space import as_weights, dist_groups, dist_tensors
 from ckpt_megatron.optimizer.progress import saved_training
 
@@ -137,7 +137,7 @@ def _training(
     else:
         return None
     files = [disk.FileState.of(common_file)]
-    members = members_of(bodies, shares[reading.EXP_AVG], common_file, decays_qk_norms(described.args))
+    members = members_of(bodies, shares[reading.EXP_AVG], common_file, described.args)
     stepped = {f"group {n}": body for n, (body, names) in enumerate(zip(bodies, members, strict=True)) if names}
     steps |= reading.adam.steps_of_groups(stepped, common_file)
     step = reading.adam.one_step(steps, common_file, files)

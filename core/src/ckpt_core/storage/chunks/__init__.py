@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ckpt_core.storage.chunks.dcp import read_distributed
+    from ckpt_core.storage.chunks.dcp_safetensors import are_shards, read_shards
     from ckpt_core.storage.chunks.dcp_write import ChunkSpec, plan_distributed
     from ckpt_core.storage.chunks.tensor import METADATA, Blob, ChunkedTensor, DistributedCheckpoint
     from ckpt_core.storage.chunks.zarr import read_zarr
@@ -14,6 +15,7 @@ else:
         __name__,
         {
             ".dcp": "read_distributed",
+            ".dcp_safetensors": "are_shards read_shards",
             ".dcp_write": "ChunkSpec plan_distributed",
             ".tensor": "METADATA Blob ChunkedTensor DistributedCheckpoint",
             ".zarr": "read_zarr",
@@ -26,7 +28,9 @@ __all__ = [
     "ChunkSpec",
     "ChunkedTensor",
     "DistributedCheckpoint",
+    "are_shards",
     "plan_distributed",
     "read_distributed",
+    "read_shards",
     "read_zarr",
 ]

@@ -1,7 +1,7 @@
 """PyTorch distributed checkpoints (DCP), read without torch: which bytes hold which part of which tensor.
 
     .metadata        a pickle of torch.distributed.checkpoint.metadata.Metadata
-    __0_0.distcp     torch files one after the other, each one chunk of a tensor, or one object
+    __0_0.distcp     torch files one after the other, each one chunk of a tensor, or one object; or safetensors, see `dcp_safetensors`
 
 `.metadata` names every tensor with its dtype, its shape and the chunks that tile it, and for each chunk the file,
 the first byte and the number of bytes. All of that is checked here; nothing of it is believed.
@@ -17,7 +17,15 @@ from ckpt_core.errors import FormatError, Problems
 from ckpt_core.storage.archive.inflate import open_stored
 from ckpt_core.storage.archive.tree import Tree, open_tree
 from ckpt_core.storage.bytes.byterange import ByteRange
-from ckpt_core.storage.chunks.tensor import METADATA, Blob, Chunk, ChunkedTensor, DistributedCheckpoint, check_tiling
+from ckpt_core.storage.chunks.tensor import (
+    METADATA,
+    Blob,
+    Chunk,
+    ChunkedTensor,
+    DistributedCheckpoint,
+    check_tiling,
+    lies_plain,
+)
 from ckpt_core.storage.dtypes import DType
 from ckpt_core.storage.pickle.opaque import Opaque, brief
 from ckpt_core.storage.pickle.reader import read_pickle
@@ -64,7 +72,8 @@ def read_distributed(source: str | os.PathLike[str] | Tree) -> DistributedCheckp
             found=f"{plural(len(described), 'tensor')} and objects in {len(located)} places",
             expected=f"at most {_MOST_ENTRIES:,}",
         )
-    blobs = _blobs(located, tree)
+    files: dict[str, Blob] = {}
+    blobs = _blobs(located, tree, files)
     problems = Problems(f"reading {path}")
     tensors: dict[str, ChunkedTensor] = {}
     objects: dict[str, Blob] = {}
@@ -83,6 +92,17 @@ def read_distributed(source: str | os.PathLike[str] | Tree) -> DistributedCheckp
     for name in blobs:
         problems.add(FormatError(f"the metadata locates {name!r}, but does not describe it", file=path))
     problems.raise_any()
+    plain = [tensor for tensor in tensors.values() if any(lies_plain(tensor, chunk) for chunk in tensor.chunks)]
+    containers: dict[tuple[str, int], Blob] = {}
+    held = [*objects.values(), *(chunk.data for tensor in tensors.values() for chunk in tensor.chunks)]
+    if plain:
+        from ckpt_core.storage.chunks.dcp_safetensors import in_containers
+
+        ends = {whole.name: whole.offset + whole.length for whole in files.values()}
+        moved, containers = in_containers(plain, ends, path)
+        tensors |= moved
+    others = (blob for blob in held if isinstance(blob, Blob) and (blob.file, blob.offset) not in containers)
+    _check_overlap([*others, *containers.values()], path)
     return DistributedCheckpoint(tree.path, tensors, objects, [tree[METADATA].file])
 
 
@@ -111,11 +131,10 @@ def _fields(value: object, classes: Sequence[str], path: str) -> dict[str, Any]:
     return value.fields()
 
 
-def _blobs(located: Mapping[object, object], tree: Tree) -> dict[str, dict[Origin, Blob]]:
-    """Where everything lies, by name and (for tensors) by the chunk's first index."""
+def _blobs(located: Mapping[object, object], tree: Tree, files: dict[str, Blob]) -> dict[str, dict[Origin, Blob]]:
+    """Where everything lies, by name and (for tensors) by the chunk's first index; `files` are told the whole files."""
     path = tree.place(METADATA)
     found: dict[str, dict[Origin, Blob]] = {}
-    files: dict[str, Blob] = {}
     problems = Problems(f"reading {path}")
     for index, info in located.items():
         try:
@@ -131,7 +150,6 @@ def _blobs(located: Mapping[object, object], tree: Tree) -> dict[str, dict[Origi
         except FormatError as problem:
             problems.add(problem)
     problems.raise_any()
-    _check_overlap((blob for blobs in found.values() for blob in blobs.values()), path)
     return found
 
 

@@ -78,6 +78,11 @@ class ChunkedTensor:
             yield chunk.origin, value
 
 
+def lies_plain(tensor: ChunkedTensor, chunk: Chunk) -> bool:
+    """Whether the place of a chunk is as long as its elements: a torch file is longer, so that they lie in a container."""
+    return isinstance(chunk.data, Blob) and chunk.data.length == math.prod(chunk.shape) * tensor.dtype.size
+
+
 @dataclass(frozen=True)
 class DistributedCheckpoint:
     """What lies in a folder (or an archive): tensors and objects by name. `described_in` are the files that say so."""

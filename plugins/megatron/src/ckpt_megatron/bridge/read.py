@@ -18,6 +18,7 @@ from ckpt_core.sdk import (
     chunked,
     company,
     disk,
+    errors,
     layouts,
     ledgers,
     reading,
@@ -42,6 +43,7 @@ from ckpt_megatron.files import FSDP_DTENSOR, TRACKER, container_of
 from ckpt_megatron.found import FolderContents
 from ckpt_megatron.layout import DIVISIBLE, padded
 from ckpt_megatron.megatron_fsdp import read_fsdp
+from ckpt_megatron.optimizer import groups as optimizer_groups
 from ckpt_megatron.optimizer.progress import CONSUMED
 from ckpt_megatron.read import choices_of_tensors, rank_tensors, training_of
 from ckpt_megatron.read_dist import read_dist
@@ -113,7 +115,7 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=evidence,
         losses=[*losses, *found.left(architecture)],
         masters=found.masters,
-        training=lambda: _training(found, architecture, choices, {**fields, **_optimizer(sections)}),
+        training=lambda: _training(found, architecture, choices, _args(fields, sections, file)),
     )
 
 
@@ -138,10 +140,33 @@ def _training(
     return replace(saved, state=state_with, files=[*saved.files, *files])
 
 
-def _optimizer(sections: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields of OptimizerConfig, which are args of Megatron-LM by their names."""
-    said = sections.get("optimizer")
+def _args(fields: Mapping[str, Any], sections: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """How the model was run, by the names of Megatron-LM's args: the fields of the model, of OptimizerConfig, and of the scheduler which are decayed.
+
+    `NotCarried` where a class of someone else divides the parameters (training/config.py, `OptimizerConfigOverrideProvider`).
+    """
+    optimizer, scheduler, divides = (_section(sections, name) for name in ("optimizer", "scheduler", _DIVIDES))
+    if (target := divides.get("_target_", _DIVIDER)) != _DIVIDER:
+        raise errors.NotCarried(
+            "which parameters are in which group of the optimizer is decided by a class that is not Bridge's",
+            file=file,
+            found=f"{_DIVIDES}: {target!r:.80}",
+            expected=_DIVIDER,
+            fix=optimizer_groups.DROP,
+        )
+    condition = scheduler.get(optimizer_groups.CONDITION)
+    args = {**fields, **optimizer, optimizer_groups.CONDITION: condition}
+    # The model's own default for it is in the file. Bridge asks for it in the condition of Qwen3-Next alone (0.2, training/utils/weight_decay_utils.py).
+    return args if condition == optimizer_groups.QWEN3_NEXT else {**args, optimizer_groups.EMBEDDING_STD: None}
+
+
+def _section(sections: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    said = sections.get(name)
     return said if isinstance(said, dict) else {}
+
+
+_DIVIDES = "optimizer_config_override_provider"
+_DIVIDER = "megatron.bridge.training.config.OptimizerConfigOverrideProvider"
 
 
 def _enter_progress(found: FolderContents, folder: str, path: str) -> None:

@@ -15,10 +15,11 @@ from ckpt_megatron.found import RankShare
 __all__ = [
     "KEYS",
     "ORDER",
+    "DecayRule",
     "Divided",
     "body_of",
     "check_divided",
-    "decays_qk_norms",
+    "decay_rule",
     "members_of",
     "place_of",
     "said_of",
@@ -35,6 +36,7 @@ KEYS = (
 """What Megatron says of a group besides the hyper-parameters of Adam."""
 _EXPERTS = ".experts."
 _QK_NORMS = ("q_layernorm.", "k_layernorm.")
+_EMBEDDING = "embedding"
 
 
 class Divided(NamedTuple):
@@ -48,17 +50,49 @@ ORDER = tuple(Divided(experts, undecayed) for experts in (False, True) for undec
 """The groups in the order in which Megatron has them; with experts apart, the last two are of an optimizer of their own."""
 
 
-def place_of(name: str, axes: int, apart: bool = True, qk_decayed: bool = False) -> Divided:
-    """The group of a parameter by its name and the number of its axes; `apart`: experts have groups of their own; `qk_decayed`: see `decays_qk_norms`."""
-    decayed = qk_decayed and any(norm in name for norm in _QK_NORMS)
-    return Divided(apart and _EXPERTS in name, (name.endswith(".bias") or axes == 1) and not decayed)
+class DecayRule(NamedTuple):
+    """Which parameters a run decays. Matrices are decayed, vectors and biases are not, and these two kinds are as the run was told."""
+
+    qk_norms: bool = False
+    embeddings: bool = True
 
 
-def decays_qk_norms(args: Mapping[str, Any]) -> bool:
-    """Whether the norms of queries and keys are decayed, as those of Qwen3-Next are (core 0.16, optimizer/__init__.py, `get_standard_config_overrides`)."""
-    return bool(args.get(_QK_DECAYED)) or args.get("no_weight_decay_cond_type") == _QK_DECAYED
+USUAL = DecayRule()
+"""What a run does that was told nothing."""
 
 
+def place_of(name: str, axes: int, apart: bool = True, rule: DecayRule = USUAL) -> Divided:
+    """The group of a parameter by its name and the number of its axes; `apart`: experts have groups of their own."""
+    if any(norm in name for norm in _QK_NORMS) and rule.qk_norms:
+        decayed = True
+    else:
+        decayed = not name.endswith(".bias") and axes != 1 and (rule.embeddings or _EMBEDDING not in name)
+    return Divided(apart and _EXPERTS in name, not decayed)
+
+
+def decay_rule(args: Mapping[str, Any], bodies: Sequence[Mapping[str, Any]], file: str) -> DecayRule:
+    """The rule of the run that has these `args` and these groups. `NotCarried` for a condition that is not known.
+
+    Norms of queries and keys are decayed as those of Qwen3-Next are (core 0.16, optimizer/__init__.py, `get_standard_config_overrides`). With
+    --embedding-init-method-std core 0.14 and 0.15 leave embeddings undecayed (training/training.py, `default_skip_embedding_weight_decay`); core
+    0.16 decays them again. Its groups tell it: they say `default_config`.
+    """
+    kind = args.get(CONDITION)
+    if kind not in (None, _QK_DECAYED, QWEN3_NEXT):
+        raise errors.NotCarried(
+            "which parameters have weight decay is decided by a condition that is not known",
+            file=file,
+            found=f"{CONDITION} = {kind!r:.60}",
+            expected=f"none, {_QK_DECAYED} or {QWEN3_NEXT}",
+            fix=DROP,
+        )
+    skips = args.get(EMBEDDING_STD) is not None and not any("default_config" in body for body in bodies)
+    return DecayRule(bool(args.get(_QK_DECAYED)) or kind is not None, not skips)
+
+
+CONDITION = "no_weight_decay_cond_type"
+EMBEDDING_STD = "embedding_init_method_std"
+QWEN3_NEXT = "qwen3_next"
 _QK_DECAYED = "apply_wd_to_qk_layernorm"
 
 
@@ -103,15 +137,16 @@ def united(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Mapping[str
 
 
 def members_of(
-    bodies: Sequence[Mapping[str, Any]], shares: Sequence[RankShare], file: str, qk_decayed: bool = False
+    bodies: Sequence[Mapping[str, Any]], shares: Sequence[RankShare], file: str, args: Mapping[str, Any]
 ) -> list[list[str]]:
-    """The parameters of each group by the names of the tables, as Megatron divides them."""
+    """The parameters of each group by the names of the tables, as Megatron divides them in a run with these `args`."""
     check_divided(bodies, file)
+    rule = decay_rule(args, bodies, file)
     apart = any(said_of(body).experts for body in bodies)
     left: dict[Divided, dict[str, None]] = {}
     for share in shares:
         for name, copies in share.tensors.items():
-            left.setdefault(place_of(name, len(copies[0][0].origin), apart, qk_decayed), {})[name] = None
+            left.setdefault(place_of(name, len(copies[0][0].origin), apart, rule), {})[name] = None
     found = [list(left.pop(said_of(body), ())) for body in bodies]
     if left:
         (name, *_), *_ = left.values()

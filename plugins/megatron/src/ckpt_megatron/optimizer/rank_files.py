@@ -17,7 +17,7 @@ from ckpt_megatron.files import optimizer_file
 from ckpt_megatron.masters import BUFFERS, KEY
 from ckpt_megatron.optimizer.buffers import fitted, walked
 from ckpt_megatron.optimizer.found import KINDS, check_precision
-from ckpt_megatron.optimizer.groups import DROP, Divided, check_divided, decays_qk_norms, place_of, said_of
+from ckpt_megatron.optimizer.groups import DROP, Divided, check_divided, decay_rule, place_of, said_of
 from ckpt_megatron.ranks import RankFile
 
 _HALF = ("bf16", "fp16")
@@ -59,8 +59,9 @@ def rank_optimizer(rank: RankFile) -> RankOptimizer | None:
     found = RankOptimizer({}, [], [{} for _ in rank.chunks], {}, rank.path)
     several = saved if isinstance(saved, list) else [saved]
     bodies = [_bodies(one, rank.path) for one in several]
-    check_divided([body for of_one in bodies for body in of_one], rank.path)
-    places = _places(rank, any(said_of(body).experts for of_one in bodies for body in of_one))
+    every = [body for of_one in bodies for body in of_one]
+    check_divided(every, rank.path)
+    places = _places(rank, every)
     for one, of_one in zip(several, bodies, strict=True):
         if beside is None:
             _enter_numbered(found, rank, one, of_one, places)
@@ -98,12 +99,13 @@ def _parameters(rank: RankFile) -> Iterator[tuple[int, str, StoredTensor]]:
                 yield chunk, name, tensor
 
 
-def _places(rank: RankFile, apart: bool) -> dict[Divided, list[Place]]:
-    """The parameters of a rank as Megatron divides them; `apart`: experts have groups of their own."""
+def _places(rank: RankFile, bodies: Sequence[Mapping[str, Any]]) -> dict[Divided, list[Place]]:
+    """The parameters of a rank as Megatron divides them into groups of these `bodies`."""
     found: dict[Divided, list[Place]] = {}
-    qk_decayed = decays_qk_norms(rank.args or {})
+    apart = any(said_of(body).experts for body in bodies)
+    rule = decay_rule(rank.args or {}, bodies, rank.path)
     for chunk, name, tensor in _parameters(rank):
-        found.setdefault(place_of(name, len(tensor.shape), apart, qk_decayed), []).append((chunk, name))
+        found.setdefault(place_of(name, len(tensor.shape), apart, rule), []).append((chunk, name))
     return found
 
 

@@ -16,6 +16,7 @@ from ckpt_core.sdk import (
     company,
     disk,
     documents,
+    errors,
     layouts,
     ledgers,
     reading,
@@ -26,6 +27,7 @@ from ckpt_megatron.sdk import (
     DIST_METADATA,
     FolderContents,
     choices_of_tensors,
+    fiddle,
     lightning,
     rank_tensors,
     read_dist,
@@ -33,6 +35,7 @@ from ckpt_megatron.sdk import (
     transformer_config,
     weights,
 )
+from ckpt_nemo.nemo2.classes import short
 from ckpt_nemo.nemo2.context import ModelContext, read_context
 from ckpt_nemo.nemo2.files import COMMON, GRAPH, MODEL, find
 from ckpt_nemo.nemo2.tokenizer import Tokenizer, read_tokenizer
@@ -85,15 +88,20 @@ def read(path: str, request: ReadRequest) -> Description:
         evidence=model.evidence,
         losses=[*model.losses, *transformer_config.post_norms(model.facts, "NeMo 2"), *found.left(architecture)],
         masters=found.masters,
-        training=lambda: _training(found, architecture, choices, place.root),
+        training=lambda: _training(found, architecture, choices, place.root, model),
     )
 
 
 def _training(
-    found: FolderContents, architecture: Architecture, choices: Mapping[str, layouts.Value], root: str
+    found: FolderContents,
+    architecture: Architecture,
+    choices: Mapping[str, layouts.Value],
+    root: str,
+    model: ModelContext,
 ) -> reading.SavedTraining | None:
     """The state of the training: that of Megatron-Core's optimizer, and what Lightning says of the run. A run that restores weights and optimizer of
     another one (RestoreConfig, load_optim_state) counts its own steps."""
+    _check_groups(model)
     saved = training_of(found, architecture, choices)
     if saved is None:
         return None
@@ -101,6 +109,22 @@ def _training(
     name = os.path.basename(os.path.normpath(os.path.abspath(root)))
     progress = lightning.progress_in(torch_files.read_torch_file(file), name, file, [disk.FileState.of(file)])
     return lightning.continued(saved, progress, [file], counts_anew=True)
+
+
+def _check_groups(model: ModelContext) -> None:
+    """`NotCarried` for a run whose groups a function of its own makes (nemo/lightning/pytorch/optim/megatron.py, `MegatronOptimizerModule`)."""
+    optimizer = model.sections.get("root.model.optim")
+    if not isinstance(optimizer, fiddle.Call):
+        return
+    for name in ("no_weight_decay_cond", "scale_lr_cond"):
+        if (given := optimizer.arguments.get(name)) is not None:
+            raise errors.NotCarried(
+                "which parameters are in which group of the optimizer is decided by a function that is not in the files",
+                file=model.file,
+                found=f"{name} = {torch_files.brief(fiddle.plain_of(given))}",
+                expected=f"a {short(optimizer.target)} without it",
+                fix="convert the weights alone, with --training-state drop",
+            )
 
 
 def _reader(weights: str) -> Callable[[str], chunked.DistributedCheckpoint]:

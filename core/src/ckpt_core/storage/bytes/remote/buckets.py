@@ -72,6 +72,7 @@ _REFUSALS = {
 }
 """What stores answer that has another cause than a missing right: the problem, and what to do."""
 _NO_BUCKET = "look at its name, and at the region, endpoint or account (AWS_REGION, AWS_ENDPOINT_URL, AZURE_STORAGE_ACCOUNT_NAME)"
+_STRANGE = "Encountered object with invalid path"  # obstore's, of a listing
 _NO_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound")
 
 
@@ -175,6 +176,14 @@ class Bucket:
                 raise self._refused(address, error) from None
             raise Hiccup(_said(error)) from None
         except errors.BaseError as error:
+            if _STRANGE in str(error):
+                raise StoreError(
+                    "an object there, or beside it, has a name that no file can have",
+                    file=address,
+                    found=_said(error).removeprefix(f"{_STRANGE}: "),
+                    expected="names without empty parts, '.', '..' and control characters",
+                    fix="rename or remove that object, or copy the checkpoint to a place of its own",
+                ) from None
             raise StoreError("the store does not answer the request", file=address, found=_said(error)) from None
 
     def _refused(self, address: str, error: Exception) -> StoreError:

@@ -197,6 +197,10 @@ def _stand(place: str, one: Object) -> None:
         os.write(descriptor, (STAND_IN + one.address.encode("utf-8", "surrogatepass") + b"\n")[: one.size])
         os.truncate(descriptor, one.size)
         os.utime(descriptor, ns=(one.modified_ns, one.modified_ns))
+    except OSError as error:  # a full disk: of this machine, so it is not said by the address
+        error.filename = _top()
+        error.add_note("this folder stands for the remote one: name another with TMPDIR")
+        raise
     finally:
         os.close(descriptor)
 
