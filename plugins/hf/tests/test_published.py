@@ -68,6 +68,27 @@ def test_what_a_class_saves_of_its_defaults_is_read(family: Family, tmp_path: Pa
     assert family_of(config, "config.json") is family
 
 
+@pytest.mark.parametrize(
+    ("family", "saved"),
+    [
+        ("cohere2", {"_sliding_window_pattern": 4}),
+        ("granitemoe", {"position_embedding_type": "rope"}),
+        ("granitemoeshared", {"position_embedding_type": "rope"}),
+        ("glm4v_moe", {"text_config": {"model_type": "Glm4vMoe_text", "head_dim": 128}}),
+    ],
+)
+def test_what_transformers_4_saves_of_its_own_changes_nothing(
+    family: str, saved: dict[str, object], tmp_path: Path
+) -> None:
+    """Keys and names that the classes of 4.57 write, and those of 5.24 do not."""
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {key: config[key] | value for key, value in _SIZES.get(family, {}).items()}
+    expected = config_architecture(write(tmp_path, config))
+    inner = {key: config[key] | value for key, value in saved.items() if isinstance(value, dict)}
+    assert config_architecture(write(tmp_path, config | saved | inner)) == expected
+
+
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_a_published_config_is_read(model: str, tmp_path: Path) -> None:
     """As it is, and with what each version of transformers writes besides: the same model."""

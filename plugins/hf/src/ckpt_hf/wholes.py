@@ -56,6 +56,13 @@ _QWEN2_VL = Language(
 )
 
 
+_GLM4V_MOE = Language(
+    "glm4_moe",
+    _sizes(151424, 4096, 10944, 46, 96, attention_bias=True, moe_intermediate_size=1408),
+    fixed={"use_qk_norm": False},
+    three_rows=True,
+    theta=10000.0,
+)
 _DEEPSEEK = Language(
     "deepseek_v3",
     _sizes(129280, 7168, 18432, 61, 128, num_key_value_heads=128, moe_intermediate_size=2048, n_routed_experts=256),
@@ -119,13 +126,8 @@ LANGUAGES = {
     "exaone4": Language("exaone4", _sizes(102400, 4096, 16384, 32, 32, num_key_value_heads=32)),
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
-    "glm4v_moe_text": Language(
-        "glm4_moe",
-        _sizes(151424, 4096, 10944, 46, 96, attention_bias=True, moe_intermediate_size=1408),
-        fixed={"use_qk_norm": False},
-        three_rows=True,
-        theta=10000.0,
-    ),
+    "glm4v_moe_text": _GLM4V_MOE,
+    "Glm4vMoe_text": _GLM4V_MOE,  # as transformers 4.57 saves it
     "qwen2_5_omni_text": Language(
         "qwen2", _sizes(152064, 3584, 18944, 28, 28, num_key_value_heads=4), three_rows=True, theta=1000000.0
     ),
@@ -246,7 +248,7 @@ WHOLES = {
     "idefics3": Whole("Idefics3ForConditionalGeneration", _DECODERS, _VISION_MODEL),
     "smolvlm": Whole("SmolVLMForConditionalGeneration", _DECODERS, _VISION_MODEL),
     "exaone4_5": Whole("Exaone4_5_ForConditionalGeneration", ("exaone4", "exaone4_5_text"), _VISUAL),
-    "glm4v_moe": Whole("Glm4vMoeForConditionalGeneration", ("glm4v_moe_text",), _VISUAL),
+    "glm4v_moe": Whole("Glm4vMoeForConditionalGeneration", ("glm4v_moe_text", "Glm4vMoe_text"), _VISUAL),
     "kimi_k25": Whole("Kimi_K25ForConditionalGeneration", ("deepseek_v3", "kimi_k2"), _MOON),
     "qwen2_audio": Whole("Qwen2AudioForConditionalGeneration", ("qwen2",), _HEARS),
     "qwen3_asr": Whole("Qwen3ASRForConditionalGeneration", ("qwen3",), _HEARS),

@@ -26,6 +26,7 @@ COHERE = LLAMA.replace("CohereForCausalLM",
 
 COHERE2 = COHERE.replace("Cohere2ForCausalLM",
     alternating_windows(4096, period=4, period_key="sliding_window_pattern"),
+    ignore("_sliding_window_pattern", why="saved by transformers since 4.53 beside the layer_types that it gave"),
     rotary_keys(always=False),
     rotated_with_window(),
     # Of the code that the first files were trained with; other values would be another model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_core.sdk import Facts, configs, decided, fact_is, key, layouts, row, values
+from ckpt_core.sdk import Facts, configs, decided, fact_is, key, key_is, layouts, row, values
 from ckpt_hf import heads, weights
 from ckpt_hf.common import Family, unbiased
 from ckpt_hf.families.llama import LLAMA
@@ -35,6 +35,7 @@ GRANITE_MOE = GRANITE.replace("GraniteMoeForCausalLM",
     key("intermediate_size", "mlp.moe.ffn"),
     fact_is("mlp.moe.router.score", "softmax"),
     fact_is("mlp.moe.router.normalise", True),
+    key_is("position_embedding_type", "rope", or_absent=True, written=False),  # transformers 4.57 saves it
     unbiased("mlp_bias"),
     without=["mlp.ffn"],
 )
