@@ -35,6 +35,7 @@ from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt, find_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
+from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.remote import localised, stand_in
 from ckpt_core.storage.bytes.remote.ranges import noting_failures
 from ckpt_core.storage.bytes.remote.writable import writable
@@ -83,6 +84,10 @@ T = TypeVar("T")
 def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
     """The plugin that reads `path`, and why. Raises if none or several recognise it."""
     check_format(name, "format")
+    if UNFINISHED in os.path.abspath(path):
+        from ckpt_core.diagnosis import check_finished
+
+        check_finished(path)
     if name is not None:
         return require(name), "asked for with --from"
     if not os.path.exists(path):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from ckpt_core.errors import CkptError, FormatError, ProblemsFound, nearest
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.bytes.names import JOURNAL, UNFINISHED
 from ckpt_core.storage.bytes.pointers import LONGEST
 from ckpt_core.storage.documents import read_json
 
@@ -157,8 +158,30 @@ def check_expanded(path: str) -> None:
         raise CkptError("the destination's parent folder does not exist", file=home, fix=_UNEXPANDED)
 
 
+def check_finished(path: str) -> None:
+    """Raise for a path in the staging folder of a conversion: its files have their size from the start, and nothing in them tells what is not written yet."""
+    place = os.path.abspath(path)
+    while place != (above := os.path.dirname(place)):
+        if place.endswith(UNFINISHED) and os.path.isfile(os.path.join(place, JOURNAL)):
+            raise _not_finished(path, place)
+        place = above
+
+
+def _not_finished(path: str, staging: str) -> CkptError:
+    staging = staging if os.path.isabs(path) else os.path.relpath(staging)
+    return CkptError(
+        "a conversion to this path is not finished",
+        file=path,
+        found=staging,
+        fix=f"repeat the command that writes {staging.removesuffix(UNFINISHED)}: what is done is kept",
+    )
+
+
 def absent(path: str) -> CkptError:
     """The error about a path where nothing is."""
+    staging = path.rstrip(os.sep) + UNFINISHED
+    if os.path.isfile(os.path.join(staging, JOURNAL)):
+        return _not_finished(path, staging)
     missing = os.path.abspath(path)
     above = os.path.dirname(missing)
     while not os.path.isdir(above):
