@@ -43,10 +43,8 @@ _INTERPRETER = 44 << 20  # with NumPy, the tables of all plugins, and what a sma
 # What planning takes for each block that is read, for each that is written, what more for one of either that is stored as codes and scales, and for
 # each piece of a file that is known already: measured for the plans of benchmarks/plan_time.py, to within a third.
 _PER_READ, _PER_WRITTEN, _PER_CODED, _PER_LITERAL = 900, 650, 500, 200
-_READING, _SENDING = (
-    16 << 20,
-    48 << 20,
-)  # the library of a store with its connections: obstore, and boto3 or Azure's with what is on its way
+_READING = 16 << 20  # obstore with its connections
+_SENDING = 48 << 20  # boto3 or Azure's library, with what is on its way
 _PER_PIECE = 2000  # of a tensor that is cut: its transfer, and the result that is kept until the end
 _BUFFERS = 6  # chunk-sized buffers a transfer may hold at once: raw, decoded, mapped, encoded, packed, near
 
