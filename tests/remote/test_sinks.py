@@ -688,6 +688,13 @@ def plan_of(model: Path, to: str = "hf", **asked: object):
     return plan_conversion(model, ADDRESS, to=to, workers=1, **asked)
 
 
+def test_the_budget_of_memory_counts_the_library_of_a_store(model: Path, bucket: Bucket, tmp_path: Path) -> None:
+    """boto3 alone takes 34 MiB."""
+    local = plan_conversion(model, tmp_path / "out", to="hf", workers=1)
+    sent = plan_of(model)
+    assert sent.footprint > local.footprint + (34 << 20) and sent.hash == local.hash
+
+
 @pytest.mark.parametrize(("to", "asked"), [("hf", {}), ("nanotron", {"tp": 2}), ("megatron", {"tp": 2})])
 def test_the_spool_holds_no_more_than_was_foretold(
     model: Path, bucket: Bucket, spool: Path, monkeypatch: pytest.MonkeyPatch, to: str, asked: dict

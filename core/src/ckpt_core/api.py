@@ -476,7 +476,8 @@ def plan_conversion(
     ranks = {"tp": tp, "pp": pp, "ep": ep}
     given = options_of(options)
     place = path_of(dst, "dst")
-    if writable(place) is None:  # said before a large source is looked at
+    store = writable(place)
+    if store is None:  # said before a large source is looked at
         if place.startswith("~"):
             from ckpt_core.diagnosis import check_expanded
 
@@ -514,7 +515,9 @@ def plan_conversion(
         "options": given,
     }
     asked |= {} if training_state is None else {"training_state": training_state}
-    return make_plan(checkpoint, target, memory=memory, workers=workers, options=asked, apart=apart)
+    return make_plan(
+        checkpoint, target, memory=memory, workers=workers, options=asked, apart=apart, sent=store is not None
+    )
 
 
 def _state_wanted(writer: Plugin, asked: str | None) -> str:
