@@ -114,7 +114,7 @@ class Uploads:
             for one in beginning:
                 one.result()
             self._claim.make({"uploads": self._names, "parts": self._shapes})
-        except CkptError:
+        except BaseException:  # Ctrl-C, too: no claim knows these uploads
             for one in beginning:
                 one.cancel()
             wait(beginning)
