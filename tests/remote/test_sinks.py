@@ -378,6 +378,21 @@ def test_a_claim_is_changed_for_uploads_that_are_gone(model: Path, bucket: Bucke
         assert_clean(bucket, spool)
 
 
+@pytest.mark.parametrize(("name", "count"), [("begin", 3), ("put", 1)])
+def test_no_upload_is_left_that_no_claim_knows(model: Path, bucket: Bucket, spool: Path, name: str, count: int) -> None:
+    def interrupted(called: str, number: int, after: bool) -> None:
+        if called == name and not after and bucket.calls.count(name) == count:
+            raise KeyboardInterrupt
+
+    bucket.fault = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, ADDRESS, to="hf", options={"max_shard_size": "40000"})
+    revive(bucket)
+    assert not bucket.uploads
+    convert(model, ADDRESS, to="hf", options={"max_shard_size": "40000"})
+    assert_clean(bucket, spool)
+
+
 def test_what_is_there_is_not_touched(model: Path, bucket: Bucket, spool: Path) -> None:
     bucket.keep(f"{ADDRESS}/notes.txt", b"mine")
     for asked, kind in (({}, CkptError), ({"overwrite": True}, UsageError)):
