@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from ckpt_core.api import digests, fingerprint_of, read_checkpoint
+from ckpt_core.cli.options import training_state
+from ckpt_core.errors import NotCarried, ProblemsFound
 from ckpt_core.receipt.checksum import with_checksum
 from ckpt_core.receipt.places import RECEIPT
 from ckpt_core.verify.plot import check_plot
@@ -146,6 +149,13 @@ class TestInspect:
             assert words in whole.out
         assert "eos" not in short.out and "toy: yes" not in short.out
 
+    def test_a_command_that_is_proposed_reads_what_this_one_did(self, ckpt, model):
+        asked = ("--from", "toy", "--weights", "model", "-o", "flavour=sour")
+        line = next(line for line in ckpt("inspect", model, *asked).out.splitlines() if line.startswith("more"))
+        command = shlex.split(line.removeprefix("more").partition(": ")[0])
+        assert command == ["ckpt", "inspect", "--all", str(model), *asked]
+        assert ckpt(*command[1:]).code == 0
+
     def test_json(self, ckpt, model):
         body = ckpt("inspect", model, "--json").json
         assert (
@@ -201,6 +211,36 @@ class TestDiff:
         assert ckpt("diff", model, model, "-o", "b.flavour=bitter").code == 2
         ran = ckpt("diff", model, model, "-o", "untie=true")
         assert ran.code == 2 and "neither format has a read option 'untie'" in ran.err
+
+
+class TestAdvice:
+    """What an error proposes is done by the same command."""
+
+    def test_of_a_state_that_is_compared(self, ckpt, model, converted):
+        for words in (("fingerprint", model), ("diff", model, model), ("verify", model, converted)):
+            ran = ckpt(*words, "--training-state")
+            assert ran.code == 1 and "fix: leave --training-state out" in ran.err and " drop" not in ran.err, ran.err
+            assert ckpt(*words).code == 0
+
+    @pytest.mark.parametrize(
+        ("said", "meant"),
+        [
+            ("convert the weights alone, with --training-state drop", "leave --training-state out"),
+            ("leave it behind with --training-state drop", "leave --training-state out"),
+            ("save it whole, or convert the weights alone with --training-state drop", "save it whole, or leave --training-state out"),
+            ("write it with --ep 1, or convert the weights alone, with --training-state drop", "write it with --ep 1, or leave --training-state out"),
+            ("the file is damaged, or of another kind; --training-state drop leaves it behind", "the file is damaged, or of another kind; leave --training-state out"),
+            ("give the folder of a step", "give the folder of a step"),
+        ],
+    )  # fmt: skip
+    def test_for_convert_is_not_that_for_a_comparison(self, said, meant):
+        @training_state
+        def command():
+            raise ProblemsFound("several", [NotCarried("one", fix=said), NotCarried("two")])
+
+        with pytest.raises(ProblemsFound) as found:
+            command()
+        assert [problem.fix for problem in found.value.problems] == [meant, None]
 
 
 class TestVerify:

@@ -187,3 +187,11 @@ def test_the_name_of_a_repository_leads_to_the_hub(tmp_path: Path, monkeypatch: 
 def test_what_is_no_gguf_file_is_not_called_unsupported(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"no such magic" * 100)
     assert "not supported" not in said(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("format", [name for names in OWN.values() for name in names if name != "hf"])
+def test_a_format_that_is_asked_for_and_is_not_the_one(sharded: Path, format: str) -> None:
+    with pytest.raises(CkptError) as raised:
+        read_checkpoint(sharded, format=format)
+    assert "leave --from out: it looks like hf" in str(raised.value)
+    read_checkpoint(sharded)

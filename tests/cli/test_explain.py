@@ -145,6 +145,8 @@ def test_a_folder_called_as_a_format_is_no_path(tmp_path: Path, monkeypatch: pyt
         (("hf", "--parameter", "layers.*.q"), "ckpt explain --parameter 'layers.*.q'"),
         (("--parameter", "attention.querry.weight"), "did you mean attention.q.weight or "),
         (("--parameter", "attn.q"), r"did you mean attention.q.bias or attention.q.weight or "),
+        (("--parameter", "q_prj"), r"did you mean q_proj or "),
+        (("--parameter", "self_atn.q_proj.weight"), r"did you mean self_attn.q_proj.weight or "),
         (("--parameter", "zzz"), "no parameter is called 'zzz', by us or by a format"),
         (("huggingface",), "unknown format"),
         ((os.path.dirname(__file__),), "is asked about formats, and this is a path"),

@@ -60,6 +60,18 @@ def test_the_plan_says_no_less_than_what_is_used(tmp_path: Path) -> None:
     assert found["peak"] <= plan.peak_memory <= BUDGET
 
 
+def test_rows_that_are_encoded_together_are_in_the_budget(tmp_path: Path) -> None:
+    """128 rows share a scale in both directions: of 8,192 columns they take 4 MiB, several times, in each worker."""
+    source = large(tmp_path / "hf", layers=1)
+    arguments = {"to": "hf", "options": {"quantise": "fp8-block"}, "workers": 4}
+    with pytest.raises(CkptError, match="the memory budget is too small") as error:
+        plan_conversion(source, tmp_path / "out", **arguments, max_memory=100 << 20)
+    least = int(error.value.fix.split("MiB")[0].split()[-1]) << 20
+    plan = plan_conversion(source, tmp_path / "out", **arguments, max_memory=least)
+    found = measured(source, tmp_path / "out", **arguments, max_memory=least)
+    assert found["peak"] <= plan.peak_memory <= least
+
+
 PLAN = """
 import json, sys
 from ckpt_tests.memory import watched

@@ -14,6 +14,7 @@ import pickle
 import pickletools
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -1053,3 +1054,22 @@ def test_a_worker_has_the_environment_of_now() -> None:
     """The server that workers are forked from keeps the environment of the first conversion of its process."""
     said = subprocess.run([sys.executable, "-c", _CREDENTIALS], capture_output=True, text=True, check=True).stdout
     assert said.split() == ["first", "second"]
+
+
+_KILLED = """
+import os, signal, time
+from ckpt_core.engine.executors import executor_for
+
+with executor_for("processes", 2) as pool:
+    first = pool.submit(os.getpid).result()  # the other one begins with what takes long
+    pool.submit(time.sleep, 600)
+    pool.submit(time.sleep, 600)
+    print(first, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_command_that_is_killed() -> None:
+    """As by the kernel, where memory is short: a shell that waits for the end of its output (`ckpt ... | tee`) would wait for ever."""
+    killed = subprocess.run([sys.executable, "-c", _KILLED], capture_output=True, text=True, timeout=60)
+    assert killed.returncode == -signal.SIGKILL and int(killed.stdout), killed.stderr

@@ -73,6 +73,7 @@ def test_arguments_are_spelled_out(function) -> None:
         ({"max_memory": 0}, "max_memory must be at least 1"),
         ({"dtype": "bfloat61"}, "did you mean 'bf16'"),
         ({"dtype": "int8"}, "weights can't be written"),
+        ({"executor": "dask"}, "executor must be a concurrent.futures.Executor"),
         ({"options": "max_shard_size=5"}, "options must be a mapping"),
         ({"options": {"max_shard_size": None}}, "option max_shard_size must be given as text"),
         ({"options": {"max_shard": "5"}}, "no write option 'max_shard'"),

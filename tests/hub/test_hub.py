@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ckpt_core import convert, fingerprint
 from ckpt_core.receipt.places import RECEIPT
+from ckpt_core.storage.bytes.remote.hub import _copies
 from ckpt_tests.web import COMMIT, Site, serving
 
 REPOSITORY = "someone/tiny-llama"
@@ -94,6 +95,26 @@ def test_the_hub_says_what_a_checkpoint_without_a_config_is(hub, model: Path, tm
     assert not any(one.name.endswith(".safetensors") for one in site.asked)
 
 
+def test_a_copy_of_the_weights_is_read_where_it_is_named(hub, model: Path, tmp_path: Path) -> None:
+    """GGUF of the hub: beside weights it is another copy of them, and most repositories that have it have no others."""
+    convert(model, tmp_path / "gguf", to="gguf", options={"tokenizer": "none"}, sync=False)
+    (file,) = (tmp_path / "gguf").glob("*.gguf")
+    folder = tmp_path / "repository"
+    shutil.copytree(model, folder)
+    shutil.copy(file, folder / "model.gguf")
+    environment, _ = hub
+    with serving(folder, repository=REPOSITORY) as site:
+        environment = {**environment, "HF_ENDPOINT": site.url.rstrip("/")}
+        code = ckpt(environment, "fingerprint", f"hf://{REPOSITORY}")
+        assert code.stdout.split()[0] == fingerprint(model), code.stderr
+        assert not any(one.name.endswith(".gguf") for one in site.asked)
+        named = ckpt(environment, "fingerprint", f"hf://{REPOSITORY}/model.gguf")
+        assert named.stdout.split()[0] == fingerprint(file), named.stderr
+        (folder / "model.safetensors").unlink()
+        alone = ckpt(environment, "fingerprint", f"hf://{REPOSITORY}", "--from", "gguf")
+        assert alone.stdout.split()[0] == fingerprint(file), alone.stderr
+
+
 def test_what_the_hub_has_kept_here_is_read_here(hub, model: Path, tmp_path: Path) -> None:
     environment, site = hub
     cached = tmp_path / "home/hub" / f"models--{REPOSITORY.replace('/', '--')}/snapshots/{COMMIT}"
@@ -114,8 +135,28 @@ def test_the_hubs_refusal_is_one_error(hub) -> None:
     environment, _ = hub
     done = ckpt(environment, "inspect", "hf://someone/nothing")
     assert done.returncode == 1
-    assert "the hub does not give this repository" in done.stderr
+    assert "the hub does not give this repository" in done.stderr and "hf auth login" in done.stderr
     assert "Traceback" not in done.stderr
+    done = ckpt({**environment, "HF_HUB_OFFLINE": "1"}, "inspect", f"hf://{REPOSITORY}")
+    assert done.returncode == 1 and "unset HF_HUB_OFFLINE" in done.stderr and "local_files_only" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "folder", "kept"),
+    [
+        ("config.json model.safetensors model.gguf original/a.pth", "", "config.json model.safetensors"),
+        ("config.json model.safetensors model.gguf", "model.gguf", "config.json model.safetensors model.gguf"),
+        ("config.json model.safetensors original/a.pth", "original", "config.json model.safetensors original/a.pth"),
+        ("README.md a.Q8_0.gguf b/b.Q4_0.gguf", "", "README.md a.Q8_0.gguf b/b.Q4_0.gguf"),
+        ("a.gguf b/b.gguf", "b", "b/b.gguf"),
+        ("config.json flax_model.msgpack tf_model.h5", "", "config.json flax_model.msgpack tf_model.h5"),
+        ("x/config.json x/model.safetensors x/model.onnx", "x", "x/config.json x/model.safetensors"),
+    ],
+)
+def test_other_copies_of_the_weights_are_passed_over_unless_they_are_asked_for(
+    files: str, folder: str, kept: str
+) -> None:
+    assert set(files.split()) - _copies(files.split(), folder) == set(kept.split())
 
 
 def test_an_address_that_is_none_is_wrong_usage(hub) -> None:

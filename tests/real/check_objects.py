@@ -146,6 +146,18 @@ def test_what_is_not_there_is_one_error(store: Server) -> None:
     assert code == 1 and "there is no such bucket" in text and "Traceback" not in text, text
 
 
+def test_a_name_that_no_file_can_have_is_named(store: Server, model: Path) -> None:
+    """A stranger's, beside the checkpoint: the reader's library gives no list with it."""
+    if store.scheme == "az":
+        pytest.skip("Azure has no such names")
+    source = put(store, model, "strange/llama")
+    store.seen(source).client.put_object(Bucket=BUCKET, Key="strange//x")
+    code, text = ckpt("inspect", source)
+    assert code == 1 and "has a name that no file can have" in text and 'Path "strange//"' in text, text
+    store.seen(source).client.delete_object(Bucket=BUCKET, Key="strange//x")
+    assert ckpt("inspect", source)[0] == 0
+
+
 def test_a_cache_serves_every_later_command(store: Server, model: Path, tmp_path: Path) -> None:
     source = put(store, model, "cached")
     outputs = [ckpt("fingerprint", source, "--cache", tmp_path / "cache") for _ in range(2)]
@@ -444,7 +456,9 @@ def test_the_command_is_killed_at_any_time(store: Server, large: Path, tmp_path:
     for _ in range(12):
         command = Command(large, address, spool)
         time.sleep(chance.uniform(0.2, 1.0) * whole)
-        killed += command.process.poll() is None
+        ended = command.process.poll() is not None
+        killed += not ended
+        whole *= 0.7 if ended else 1  # the machine was busier when it was measured
         command.kill()
         if RECEIPT in "".join(there := seen.objects()):
             assert not seen.uploads()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_core import convert, fingerprint
+from ckpt_core import convert, fingerprint, launch_of, open_checkpoint
 from ckpt_core.api import plan_conversion
 from ckpt_core.engine import claim, parts, threads, uploads
 from ckpt_core.engine.destination import room_for, staging_at
@@ -30,6 +30,7 @@ from ckpt_core.engine.staging import Staging
 from ckpt_core.engine.worker import Run
 from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError, UsageError
 from ckpt_core.receipt.places import RECEIPT
+from ckpt_core.sizes import size_text
 from ckpt_core.storage.bytes.remote import ranges, stores, writable
 from ckpt_core.storage.bytes.remote.az import Azure
 from ckpt_core.storage.bytes.remote.objects import Hiccup
@@ -286,6 +287,69 @@ def test_parts_that_the_store_lost_are_made_again(model: Path, bucket: Bucket, s
     convert(model, ADDRESS, to="hf")
     assert bucket.calls.count("send") == count
     assert bucket.folder(ADDRESS) == result
+    assert_clean(bucket, spool)
+
+
+def swapped(model: Path, folder: Path, seed: int) -> Path:
+    """The model with other values, put in its place with the sizes and the times of before."""
+    if not folder.exists():
+        shutil.copytree(model, folder)
+    tiny.build(folder.with_name("other"), "llama", num_hidden_layers=1, seed=seed)
+    for name, data in (
+        ("model.safetensors", (folder.with_name("other") / "model.safetensors").read_bytes()),
+        ("tokenizer.json", b'{"model": %d }' % seed),
+    ):
+        file, times = folder / name, os.stat(folder / name)
+        (folder / "new").write_bytes(data)
+        os.utime(folder / "new", ns=(times.st_atime_ns, times.st_mtime_ns))
+        os.replace(folder / "new", file)
+    return folder
+
+
+@pytest.mark.parametrize("lost", ["the machine was restarted", "journal", "journal and log", "spool"])
+@pytest.mark.parametrize(("name", "number"), [("send", 12), ("complete", 1), ("put", 4)])
+def test_no_part_of_a_source_that_was_replaced_is_kept(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path, name: str, number: int, lost: str
+) -> None:
+    """What a killed run read is not known any more, and the source has the sizes and the times of before."""
+    source = swapped(model, tmp_path / "source", 5)
+    dies(bucket, name, number, True)
+    with pytest.raises(Killed):
+        convert(source, ADDRESS, to="hf")
+    revive(bucket)
+    swapped(model, source, 6)
+    (folder,) = spool.iterdir()
+    head, *_ = (folder / "journal.jsonl").read_text().splitlines()
+    if lost == "spool":
+        shutil.rmtree(folder)
+    elif lost == "the machine was restarted":
+        (folder / "journal.jsonl").write_text(json.dumps({**json.loads(head), "boot": "before"}) + "\n")
+    else:
+        (folder / "journal.jsonl").write_text(head + "\n")
+        if lost == "journal and log":
+            (folder / "parts.jsonl").unlink()
+    if name != "send":
+        with pytest.raises(FormatError, match="an earlier run completed files of the source as it was then"):
+            convert(source, ADDRESS, to="hf")
+        assert not bucket.objects, "all of it is removed"
+    convert(source, ADDRESS, to="hf")
+    convert(source, tmp_path / "out", to="hf", sync=False)
+    local, found = folder_of(tmp_path / "out"), bucket.folder(ADDRESS)
+    del local[RECEIPT], found[RECEIPT]
+    assert local == found
+    assert_clean(bucket, spool)
+
+
+@pytest.mark.parametrize("cut", [0, 100])
+def test_a_log_that_was_lost_costs_no_data(model: Path, bucket: Bucket, spool: Path, tmp_path: Path, cut: int) -> None:
+    dies(bucket, "send", 20, True)
+    with pytest.raises(Killed):
+        convert(model, ADDRESS, to="hf")
+    revive(bucket)
+    os.truncate(next(spool.glob("*/parts.jsonl")), cut)
+    convert(model, ADDRESS, to="hf")
+    convert(model, tmp_path / "out", to="hf", sync=False)
+    assert bucket.folder(ADDRESS)["model.safetensors"] == (tmp_path / "out/model.safetensors").read_bytes()
     assert_clean(bucket, spool)
 
 
@@ -720,6 +784,20 @@ def test_no_room_in_the_spool_is_said_before_anything_is_written(
     assert code == 1 and "--spool" in text, text
 
 
+def test_a_dry_run_says_what_waits_here_at_most(model: Path, bucket: Bucket, spool: Path) -> None:
+    code, text = ckpt("convert", model, ADDRESS, "--to", "hf", "--dry-run")
+    room = json.loads(ckpt("convert", model, ADDRESS, "--to", "hf", "--dry-run", "--json")[1])["room"]
+    assert code == 0 and f"at most {size_text(room['needed'])} wait in {spool} to be sent" in text, text
+    assert "to be sent" not in ckpt("convert", model, "elsewhere", "--to", "hf", "--dry-run")[1]
+
+
+def test_what_lies_beside_is_proposed(model: Path, bucket: Bucket, spool: Path) -> None:
+    convert(model, ADDRESS, to="hf")
+    for wrong, meant in ((ADDRESS[:-1], ADDRESS), (f"{ADDRESS}/confg.json", f"{ADDRESS}/config.json")):
+        code, text = ckpt("inspect", wrong)
+        assert code == 1 and f"did you mean {meant}?" in text, text
+
+
 @pytest.mark.parametrize("size", [0, 1, 16 << 20, (16 << 20) * 10_000, (16 << 20) * 10_000 + 1, 5 << 40])
 def test_no_file_has_more_parts_than_a_store_takes(size: int) -> None:
     assert -(-size // part_size(size)) <= 10_000
@@ -819,3 +897,17 @@ def test_without_boto3_it_is_said_what_to_install(model: Path) -> None:
         [sys.executable, "-c", code, "convert", model, "s3://bucket/x", "--to", "hf"], capture_output=True, text=True
     )
     assert done.returncode == 1 and 'pip install "ckpt-convert[s3]"' in done.stderr, done.stderr
+
+
+def test_what_is_said_of_an_address_names_it(model: Path, bucket: Bucket, spool: Path) -> None:
+    """Its stand-in on this machine is nobody's business, also from Python; and an address is no relative path."""
+    convert(model, ADDRESS, to="nanotron")
+    with open_checkpoint(ADDRESS) as opened:
+        assert opened.path == ADDRESS and ADDRESS in repr(opened)
+    plan = plan_conversion(ADDRESS, "elsewhere", to="hf")
+    assert plan.to_json()["source"]["path"] == ADDRESS and ADDRESS in repr(plan)
+    for launch in (launch_of(ADDRESS), launch_of(model, to="nanotron", dst=ADDRESS)):
+        assert f"path: {ADDRESS}/0" in launch.document and f"{ADDRESS}/0/config.yaml" in launch.words
+        assert any("opens s3://" in note for note in launch.notes)
+    moved = launch_of(ADDRESS, dst="/mnt/run")
+    assert "/mnt/run/0/config.yaml" in moved.words and not any("s3://" in note for note in moved.notes)

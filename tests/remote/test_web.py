@@ -19,6 +19,7 @@ from ckpt_core.errors import CkptError, FormatError, StoreError, UsageError
 from ckpt_core.receipt.places import RECEIPT
 from ckpt_core.storage.bytes.remote import http, localised, object_at, ranges, stand_in
 from ckpt_core.storage.bytes.remote.http import Refused
+from ckpt_core.storage.bytes.remote.kept import Cache
 from ckpt_core.storage.bytes.remote.objects import Listing, Object
 from ckpt_core.storage.bytes.remote.view import _stood
 from ckpt_core.storage.bytes.remote.web import _no
@@ -265,6 +266,7 @@ def test_what_is_not_there_is_one_error(site: Site, tmp_path: Path) -> None:
         "msc://profile/model": "there is no reader for msc://",
         "s3:///model": "names no bucket",
         "http://127.0.0.1:9/model": "does not answer",
+        f"https{site.url[4:]}model": f"it may be at {site.url}model",
     }.items():
         code, text = ckpt("inspect", address)
         assert code in (1, 2), text
@@ -337,6 +339,36 @@ def test_a_cache_is_filled_once_and_only_where_asked_for(site: Site, tmp_path: P
         assert code == 0 and text.startswith(expected), text
         seen.append(sum(one.count for one in site.asked))
     assert seen[0] and seen[2] and not seen[1] and not seen[3], (before, seen)
+
+
+def test_a_cache_whose_data_was_removed_or_cut_gives_no_zeros(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    whole = random.integers(1, 256, 4000, np.uint8).tobytes()
+    one = Object("https://server/model.safetensors", len(whole), '"v"')
+    fetched = 0
+
+    def fetch(view: memoryview, offset: int) -> None:
+        nonlocal fetched
+        fetched += len(view)
+        view[:] = whole[offset : offset + len(view)]
+
+    def read(offset: int, count: int) -> None:
+        view = bytearray(count)
+        Cache(str(tmp_path), one).read_into(memoryview(view), offset, fetch)
+        assert view == whole[offset : offset + count]
+
+    for number in range(300):
+        damaged = next(tmp_path.glob("*.data"), None)
+        if damaged is not None and number % 7 == 0:
+            damaged.unlink()  # by a program that empties caches
+        elif damaged is not None and number % 7 == 3:
+            os.truncate(damaged, 1000)  # as a copy on a full disk is
+        offset = int(random.integers(0, 3900))
+        read(offset, int(random.integers(1, 100)))
+    read(0, 4000)
+    fetched = 0
+    read(17, 3000)
+    assert not fetched, "what is there is not asked for"
 
 
 def test_small_reads_take_few_requests(site: Site) -> None:

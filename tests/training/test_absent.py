@@ -30,7 +30,7 @@ def test_weights_alone_have_no_masters_and_no_state(format: str, tmp_path: Path)
     if format in WITHOUT_CONFIG:
         convert(source, config := tmp_path / "hf", to="hf")
     for asked in [{"training_state": "keep"}, *([] if format in WITH_MASTERS else [{"weights": "master"}])]:
-        with pytest.raises(NotCarried, match=r"masters|there is no state of a training|has taken no step"):
+        with pytest.raises(NotCarried, match=r"masters|the checkpoint has no state of a training|has taken no step"):
             read_checkpoint(tmp_path / "out", config=config, **asked)
 
 

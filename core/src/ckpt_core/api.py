@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ckpt_core.arguments import OptionValue, check_count, check_format, options_of, path_of, size_of
+from ckpt_core.addresses import spelled
+from ckpt_core.arguments import OptionValue, check_count, check_executor, check_format, options_of, path_of, size_of
 from ckpt_core.checkpoint import Checkpoint, Target
 from ckpt_core.company.companions import with_config, with_sound_ids
 from ckpt_core.company.vocabulary import with_sound_tokenizer
@@ -198,7 +199,7 @@ def _guarded(plugin: Plugin, path: str, named: tuple[str, ...]) -> Iterator[None
         except CkptError as error:  # of a file that was refused, a reader may say no more than that it lacks it
             from ckpt_core.diagnosis import broken_off
 
-            raise home.refused or broken_off(path, error) or error from None
+            raise home.refused or broken_off(path, error) or _recognised_otherwise(plugin, path, error) from None
         except OSError:
             raise
         except Exception as error:
@@ -208,6 +209,15 @@ def _guarded(plugin: Plugin, path: str, named: tuple[str, ...]) -> Iterator[None
                 found=f"{type(error).__name__}: {error}",
                 fix="if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
             ) from error
+
+
+def _recognised_otherwise(plugin: Plugin, path: str, error: CkptError) -> CkptError:
+    """The error of a reader that was asked for by --from, and of whose format the path is not: what other formats make of it is worth a try."""
+    others = _recognised(path)
+    if others and plugin.name not in others:
+        way = f"leave --from out: it looks like {' or '.join(others)}"
+        error.fix = way if error.fix is None else f"{error.fix}; or {way}"
+    return error
 
 
 def _read(plugin: Plugin, path: str, request: ReadRequest, fact: str) -> Checkpoint:
@@ -334,7 +344,7 @@ def open_checkpoint(
 ) -> OpenCheckpoint:
     """Open a checkpoint of any readable format: its architecture, and a lazy mapping of canonical tensors.
 
-    `path` is a folder, a file, or `hf://owner/name[@revision]`; only headers are read. `format` is asked for where several
+    `path` is a folder, a file, or an address (`hf://owner/name[@revision]`, `s3://bucket/folder`, ...); only headers are read. `format` is asked for where several
     recognise it, `config` is a file that says the architecture where the checkpoint does not. `options` are those of the
     format, as `-o` has them. `weights` is `auto`, `model` or `master` (the optimizer's fp32 masters). With `training_state`
     `keep` the state of the training is opened too: `NotCarried` says why it can't be. `auto` opens it where it can be.
@@ -535,7 +545,7 @@ def writer_of(to: str, ranks: Mapping[str, int | None]) -> Plugin:
     check_format(to, "to", optional=False)
     writer = require(to)
     if not (writer.info.writes or writer.info.adapters):
-        raise UsageError(f"format {to} can only be read")
+        raise UsageError(f"format {to} can only be read", fix="see what is written: ckpt formats")
     for name, count in ranks.items():
         if count not in (None, 1) and name not in writer.info.parallel:
             raise UsageError(
@@ -585,7 +595,8 @@ def launch_of(
     typed = typed_options(writer.info, target_options, "write")
     found = {**checkpoint.parallel, **_as_it_lies(checkpoint, local)} if own else {}
     typed |= {name: value for name, value in found.items() if name in typed and typed[name] is None}
-    place = "DST" if dst is None and not own else os.path.abspath(dst or local)
+    named = spelled(dst or local)  # what lies at an address is known here by a path of its own
+    place = "DST" if dst is None and not own else named if "://" in named else os.path.abspath(named)
     ranks = {name: asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))}
     request = WriteRequest(typed, _wanted(dtype), ranks["tp"], ranks["pp"], ranks["ep"], place)
     training = checkpoint.training
@@ -595,6 +606,9 @@ def launch_of(
     launch.check()
     if place == "DST":
         said = "DST stands for the converted checkpoint: --at, in Python dst=, says where it lies."
+        launch = replace(launch, notes=(*launch.notes, said))
+    elif "://" in place:
+        said = f"{launch.framework} opens {place} itself. Where it can't, copy that to its machines: --at, in Python dst=, says to which place."
         launch = replace(launch, notes=(*launch.notes, said))
     return launch
 
@@ -640,7 +654,7 @@ def convert(
     `training_state` is `keep` or `drop`; without it, the optimizer's moments and all that belongs to them go along where both formats can.
     `max_memory` is in bytes or a text (`"2GB"`), 256 MiB unless the plan itself needs more; `workers` are threads. `overwrite` replaces a
     checkpoint at `dst`. Without `sync` it does not wait for the disk. `executor` moves the data in other processes, each of
-    which may then use `max_memory`, and
+    which may then use `max_memory` (a `concurrent.futures.Executor`: processes, or `distributed.Client(...).get_executor()`), and
     `listener` is called with a `Progress` now and then. `dst` may be `s3://bucket/folder` or `az://container/folder`; `spool` is then a folder for what waits to
     be sent. The others are those of `open_checkpoint`.
 
@@ -651,6 +665,7 @@ def convert(
     from ckpt_core.engine.executors import fitted
     from ckpt_core.engine.run import run_plan
 
+    check_executor(executor)
     planned = functools.partial(
         plan_conversion,
         src,

@@ -47,6 +47,18 @@ def size_of(value: int | str | None, name: str) -> int | None:
         raise UsageError(f"{name} must be a size", found=_shown(value), expected=problem.expected) from None
 
 
+def check_executor(value: object) -> None:
+    """A `concurrent.futures.Executor`, or None."""
+    from concurrent.futures import Executor
+
+    if value is not None and not isinstance(value, Executor):
+        raise UsageError(
+            "executor must be a concurrent.futures.Executor",
+            found=_shown(value),
+            expected="ProcessPoolExecutor(8), or Client(address).get_executor() of Dask",
+        )
+
+
 def options_of(options: Mapping[str, OptionValue] | None) -> dict[str, str]:
     """Options as text, by name."""
     if options is None:

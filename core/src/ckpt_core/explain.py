@@ -205,7 +205,7 @@ def in_format(plugin: Plugin, architecture: Architecture) -> InFormat:
 def written(plugin: Plugin, architecture: Architecture) -> Target:
     """What the writer of a format would write of a model without values, on one rank."""
     if not plugin.info.writes:
-        raise UsageError(f"format {plugin.name} can only be read")
+        raise UsageError(f"format {plugin.name} can only be read", fix="see what is written: ckpt formats")
     request = WriteRequest(typed_options(plugin.info, plugin.info.bare, "write"), None, None, None, None, "DST")
     target: Target = plugin.hooks.ckpt_write(
         checkpoint=model_of_holes(architecture, dtype_named(_DTYPE)), request=request
@@ -329,13 +329,26 @@ def _holds(steps: list[str], wanted: list[str]) -> bool:
 
 
 def near_parameters(everywhere: Everywhere, parameter: str) -> list[str]:
-    """The canonical parameters that a name that is none may mean, the likeliest first; at most four.
+    """The names that a name that is none may mean, the likeliest first; at most four.
 
-    Each of its steps shortens one of theirs, as `attn.q` does `attention.q.weight`; or it is misspelled.
+    Each of its steps shortens one of ours, as `attn.q` does `attention.q.weight`; or one of ours or of a format's is misspelled.
     """
     known, wanted = list(everywhere), without_place(parameter).lower()
     short = [name for name in known if _shortens(wanted.split("."), name.split("."))]
-    return sorted(short, key=len)[:4] or difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
+    if short:
+        return sorted(short, key=len)[:4]
+    tried = ((known, 0.8), (sorted(_parts_of_names(everywhere, wanted)), 0.7), (known, 0.6))
+    close = (difflib.get_close_matches(wanted, names, n=3, cutoff=cutoff) for names, cutoff in tried)
+    return next(filter(None, close), [])
+
+
+def _parts_of_names(everywhere: Everywhere, like: str) -> set[str]:
+    """The parts of native names that have as many steps as `like`: of `q_prj`, every `q_proj`, `wq` and `weight`."""
+    count = like.count(".") + 1
+    names = (
+        name.native.split(".") for by_format in everywhere.values() for names in by_format.values() for name in names
+    )
+    return {".".join(steps[at : at + count]) for steps in names for at in range(len(steps) - count + 1)}
 
 
 def _shortens(short: Sequence[str], steps: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ from types import EllipsisType
 from typing import Any, SupportsIndex
 
 from ckpt_core import numpy as np
+from ckpt_core.addresses import spelled
 from ckpt_core.architecture import Architecture, Axis
 from ckpt_core.checkpoint import Checkpoint
 from ckpt_core.errors import did_you_mean
@@ -144,8 +145,8 @@ class OpenCheckpoint(Mapping[str, LazyTensor]):
 
     @property
     def path(self) -> str:
-        """Where it lies."""
-        return self.checkpoint.path
+        """Where it lies: a path, or the address that was given."""
+        return spelled(self.checkpoint.path)
 
     @property
     def training(self) -> Training | None:

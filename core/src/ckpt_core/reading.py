@@ -186,7 +186,7 @@ def _no_training(checkpoint: Checkpoint) -> NotCarried:
             fix="convert the weights alone, with --training-state drop",
         )
     return NotCarried(
-        "there is no state of a training to keep", file=checkpoint.path, fix="convert without --training-state keep"
+        "the checkpoint has no state of a training", file=checkpoint.path, fix="convert without --training-state keep"
     )
 
 
@@ -241,7 +241,8 @@ def given(
     """
     architecture = request.architecture
     if architecture is None or (rows is not None and architecture.tokens is None):
-        raise CkptError(problem, file=file, expected=expected or None, fix="give a config with --config")
+        fix = "give the config of the model with --config: an HF config.json or our architecture.json, or a folder with one"
+        raise CkptError(problem, file=file, expected=expected or None, fix=fix)
     if rows is None or architecture.tokens is None:
         return architecture
     return replace(architecture, tokens=replace(architecture.tokens, vocabulary=rows, padded_vocabulary=rows))

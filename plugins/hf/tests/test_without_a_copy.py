@@ -54,3 +54,5 @@ def test_a_model_that_is_too_large_is_refused_before_it_is_read(monkeypatch: pyt
     with pytest.raises(UsageError, match="larger than max_bytes") as raised:
         load_model(SOURCES["nanotron"], max_bytes=151_679)
     assert raised.value.found == "151,680 bytes of weights"
+    with pytest.raises(UsageError, match="larger than max_bytes"):
+        load_model(SOURCES["nanotron"], max_bytes="151kB")

@@ -232,6 +232,22 @@ def test_it_is_refused_by_name(name: str, tmp_path: Path) -> None:
     assert_nothing_at(tmp_path / "out")
 
 
+def test_a_base_of_the_hub_is_proposed_by_its_address(tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for name, revision, address in (
+        ("owner/name", None, "hf://owner/name"),
+        ("owner/name", "v1", "hf://owner/name@v1"),
+        ("/data/owner/name", None, None),
+    ):
+        said = {**config, "base_model_name_or_path": name, "revision": revision}
+        (adapter / "adapter_config.json").write_text(json.dumps(said))
+        for to, option in (("hf", "-o base="), (BRIDGE, "--config ")):
+            with pytest.raises(CkptError, match="not a model without its base") as error:
+                convert(adapter, tmp_path / "out", to=to)
+            assert (f"{option}{address}" in str(error.value)) is bool(address), error.value
+
+
 def test_an_adapter_is_not_a_model_and_a_model_is_not_an_adapter(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for to in ("hf", "ir", "megatron"):

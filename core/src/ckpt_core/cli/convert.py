@@ -35,6 +35,7 @@ from ckpt_core.text import plural
 if TYPE_CHECKING:
     from ckpt_core.checkpoint import Checkpoint, Target
     from ckpt_core.engine.plan import Plan
+    from ckpt_core.engine.staging import Staging
     from ckpt_core.receipt import Receipt
 
 
@@ -159,7 +160,8 @@ def _foretell(plan: Plan, src: str, dst: str, as_json: bool, spool: str | None) 
     """Print the plan; raises if there is no room for its output."""
     from ckpt_core.engine.destination import room_for, staging_at
 
-    room = room_for(staging_at(dst, plan, spool=spool))
+    staging = staging_at(dst, plan, spool=spool)
+    room = room_for(staging)
     if as_json:
         said = (
             {"needed": room.needed, "free": room.free, "missing": room.missing, "mount": room.mount} if room else None
@@ -170,7 +172,7 @@ def _foretell(plan: Plan, src: str, dst: str, as_json: bool, spool: str | None) 
         if room is not None and room.missing:
             raise click.exceptions.Exit(1)
     else:
-        show_plan(plan, src, dst)
+        show_plan(plan, src, dst, staging)
         if room is not None:
             room.check(dst)
 
@@ -245,8 +247,8 @@ def _run(
         raise
 
 
-def show_plan(plan: Plan, src: str, dst: str) -> None:
-    """The plan as text."""
+def show_plan(plan: Plan, src: str, dst: str, staging: Staging) -> None:
+    """The plan as text. Of an output that goes to a store it says what room this machine needs for it."""
     page, source, target = Page(), plan.source, plan.target
     page.say("source", side_text(source, src), f"{size_text(plan.bytes_read)} to read")
     written = [
@@ -263,6 +265,10 @@ def show_plan(plan: Plan, src: str, dst: str) -> None:
     page.say("training", *training_lines(plan))
     each = " in each process" if plan.apart else ""
     page.say("memory", f"at most {memory_text(plan.peak_memory)}{each}, {plural(plan.workers, 'worker')}")
+    if staging.spooled:
+        page.say(
+            "spool", f"at most {size_text(staging.most_held)} wait in {os.path.dirname(staging.folder)} to be sent"
+        )
     page.say("decisions", *decision_lines(target.decisions))
     page.say("losses", *(map(str, plan.losses) if plan.losses else ["none"]))
     page.say("launch", *launch_lines(plan.target.launch, dst))

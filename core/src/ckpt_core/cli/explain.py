@@ -153,7 +153,7 @@ def _few(keys: Sequence[str]) -> str:
 def _show_side(page: Page, side: InFormat) -> None:
     """What became of the model in one format."""
     if side.refused:
-        page.say(side.format, *(f"refused: {line}" for line in side.refused))
+        page.say(side.format, *(line for refusal in side.refused for line in f"refused: {refusal}".split("\n")))
         return
     choices = ", ".join(f"{name}={value}" for name, value in side.decisions.items() if isinstance(value, str | int))
     page.say(
@@ -196,7 +196,9 @@ def _show_parameter(parameter: str, as_json: bool) -> None:
         near = " or ".join(near_parameters(everywhere, parameter))
         raise UsageError(
             f"no parameter is called {parameter!r}, by us or by a format",
-            fix=f"did you mean {near}?" if near else "ckpt explain ir, and with --family, lists ours",
+            fix=f"did you mean {near}?"
+            if near
+            else "ckpt explain ir lists ours, with --family NAME those of another model",
         )
     if as_json:
         emit_json({"parameters": {name: _json_of(by_format) for name, by_format in found.items()}}, "names")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.names import PATH, FormatCommand
-from ckpt_core.cli.options import reading
+from ckpt_core.cli.options import reading, reading_words
 from ckpt_core.cli.output import Page, count_text, emit_json, paint, shortened, table
 from ckpt_core.cli.phrases import launch_lines, parallel_text
 from ckpt_core.cli.progress import announced, progress
@@ -73,7 +73,7 @@ def command(src: str, *, as_json: bool, stats: bool, whole: bool, html: str | No
 
         with progress("reading") as listener:
             statistics = statistics_of(checkpoint, listener=listener)
-    survey = Survey(checkpoint, src, statistics)
+    survey = Survey(checkpoint, src, statistics, reading_words(**asked))
     if complete:
         with announced("asking every format"):
             _ = survey.futures
@@ -172,7 +172,7 @@ def survey_json(survey: Survey) -> dict[str, object]:
         "losses": [loss.to_json() for loss in checkpoint.all_losses],
         "ledger": checkpoint.ledger.to_json(checkpoint.path),
         "files": [{"path": state.path, "bytes": state.size} for state in checkpoint.files],
-        **({} if survey.launch is None else {"launch": launch_lines(survey.launch, survey.src)[0]}),
+        **({} if survey.launch is None else {"launch": launch_lines(survey.launch, survey.src, survey.asked)[0]}),
         "can_become": [
             {
                 "format": one.format,
@@ -221,10 +221,10 @@ def show(survey: Survey, *, whole: bool) -> None:
         page.say("sidecars", *_in_short(sorted(checkpoint.sidecars)))
     page.say("losses", *map(str, checkpoint.all_losses))
     if whole:
-        page.say("launch", *launch_lines(survey.launch, survey.src))
+        page.say("launch", *launch_lines(survey.launch, survey.src, survey.asked))
         page.say("can become", *(line for one in survey.futures for line in _future_lines(one)))
     else:
-        page.say("more", *_more(checkpoint.format, shlex.quote(survey.src)))
+        page.say("more", *_more(checkpoint.format, shlex.join([survey.src, *survey.asked])))
     if survey.statistics is not None:
         page.say("values", *statistics_lines(survey.statistics))
         bad = [paint(f"{name}: {not_finite_text(found)}", "red") for name, found in survey.not_finite.items()]
@@ -257,7 +257,7 @@ def _training_lines(state: Training) -> list[str]:
 
 
 def _more(format: str, path: str) -> list[str]:
-    """The commands that say what is not shown."""
+    """The commands that say what is not shown, of a path with the options that it is read by."""
     from ckpt_core.plugins.discovery import require
 
     trained = require(format).hooks.ckpt_launch.get_hookimpls()

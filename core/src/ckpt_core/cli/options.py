@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 
 from ckpt_core.cli.mistakes import OneOf, named
 from ckpt_core.cli.names import PATH, FormatName, OptionOfFormat, those_that_begin
-from ckpt_core.errors import UsageError
+from ckpt_core.errors import CkptError, ProblemsFound, UsageError
 from ckpt_core.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -141,13 +142,38 @@ def reading(command: Callable) -> Callable:
     return _keeping(command)
 
 
-training_state = click.option(
-    "--training-state",
-    "training",
-    is_flag=True,
-    help="Of the state of the training too: the moments of the optimizer, and its masters.",
-)
-"""The option of every command that reads the values of a checkpoint."""
+def reading_words(*, format: str | None, config: str | None, options: dict[str, str], weights: str) -> list[str]:
+    """The options of `reading` as they are typed, so that a command that is proposed reads what this one did."""
+    words = [] if format is None else ["--from", format]
+    words += [] if config is None else ["--config", config]
+    words += [] if weights == "auto" else ["--weights", weights]
+    for name, value in options.items():
+        words += ["-o", f"{name}={value}"]
+    return words
+
+
+def training_state(command: Callable) -> Callable:
+    """The option of every command that reads the values of a checkpoint: `training`, a flag, where `convert` has a choice."""
+
+    @functools.wraps(command)
+    def advising(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except CkptError as error:
+            for problem in error.problems if isinstance(error, ProblemsFound) else [error]:
+                problem.fix = problem.fix and _ADVICE_OF_CONVERT.sub(r"\1leave --training-state out", problem.fix)
+            raise
+
+    return click.option(
+        "--training-state",
+        "training",
+        is_flag=True,
+        help="Of the state of the training too: the moments of the optimizer, and its masters.",
+    )(advising)
+
+
+_ADVICE_OF_CONVERT = re.compile(r"(^|, or |; )[^,;]*(?:, )?(?:with )?--training-state (?:drop|keep).*$")
+"""What readers advise on a state that can't be carried: `convert the weights alone, with --training-state drop`, after other advice or not."""
 
 
 def for_each_side(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_core.text import plural
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ckpt_core.launch import Launch
 
 
-def launch_lines(launch: Launch | None, path: str) -> list[str]:
-    """What a framework has to be told to start with a checkpoint, in a line or two."""
+def launch_lines(launch: Launch | None, path: str, asked: Sequence[str] = ()) -> list[str]:
+    """What a framework has to be told to start with a checkpoint that is read by the options `asked`, in a line or two."""
     if launch is None:
         return []
     count = len(launch.silent)
@@ -22,7 +22,7 @@ def launch_lines(launch: Launch | None, path: str) -> list[str]:
         if count
         else "takes everything from the checkpoint"
     )
-    return [f"{launch.framework} {told}: see ckpt launch {shlex.quote(path)}"]
+    return [f"{launch.framework} {told}: see ckpt launch {shlex.join([path, *asked])}"]
 
 
 def parallel_text(parallel: Mapping[str, int]) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -43,11 +43,12 @@ class Future:
 
 @dataclass(frozen=True)
 class Survey:
-    """A checkpoint, what it was opened as, and with `--stats` the statistics of its tensors."""
+    """A checkpoint, what it was opened as, with `--stats` the statistics of its tensors, and the options that it was `asked` by."""
 
     checkpoint: Checkpoint
     src: str
     statistics: dict[str, Statistics] | None = None
+    asked: Sequence[str] = ()
 
     @functools.cached_property
     def futures(self) -> list[Future]:

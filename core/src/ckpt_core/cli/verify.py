@@ -12,7 +12,7 @@ from ckpt_core.cli.names import PATH, FormatCommand
 from ckpt_core.cli.options import Size, reading, training_state
 from ckpt_core.cli.output import Page, emit_json, paint, say, shortened
 from ckpt_core.cli.progress import progress, steadily_said
-from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.errors import CkptError, NotCarried, UsageError
 from ckpt_core.text import plural
 
 if TYPE_CHECKING:
@@ -126,6 +126,12 @@ def command(
             "an adapter computes nothing by itself", found=dst, fix="verify the model that it makes of its base"
         )
     kept = recorded.keeps_training if recorded else training
+    if training and not kept:
+        raise NotCarried(
+            "the conversion took no state of a training along",
+            file=dst,
+            fix="leave --training-state out: the losses in its receipt say what stayed behind",
+        )
 
     def read() -> Checkpoint:
         known = None if recorded else config

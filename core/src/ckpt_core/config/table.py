@@ -79,7 +79,9 @@ class Config:
                 CkptError(
                     f"unknown config key {key!r} (value {str(config[key])[:60]})",
                     fix=did_you_mean(
-                        str(key), self.keys, "if it changes no output of the model, name it in -o ignore_keys=..."
+                        str(key),
+                        self.keys,
+                        "if it changes no output of the model, name it in -o ignore_keys=..., or give a copy without it, where --config names the file",
                     ),
                 )
             )

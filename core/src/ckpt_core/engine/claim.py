@@ -152,10 +152,14 @@ class Claim:
 
     # --- holding it
 
-    def change(self, uploads: Mapping[str, str]) -> None:
-        """Write down other names of the uploads. `StoreError` if another run has the claim by now."""
-        self._renew(uploads)
+    def change(self, said: Mapping[str, Any]) -> None:
+        """Say other things in the claim, such as the names of the uploads. `StoreError` if another run has the claim by now."""
+        self._renew(said)
         self.check()
+
+    def said(self, name: str) -> Any:
+        """What the claim that this run holds says; None if it says nothing of that name."""
+        return self._said.get(name)
 
     def check(self) -> None:
         """Raise `StoreError` if another run has taken the claim, or removed it."""
@@ -167,12 +171,10 @@ class Claim:
             with contextlib.suppress(CkptError):  # a store that does not answer says so to those who send parts
                 self._renew()
 
-    def _renew(self, uploads: Mapping[str, str] | None = None) -> None:
+    def _renew(self, other: Mapping[str, Any] = {}) -> None:
         """Write the claim anew, if it is still ours."""
         with self._writing:
-            said = {**self._said, "beat": os.urandom(8).hex()}  # the tag of the object changes with it
-            if uploads is not None:
-                said["uploads"] = dict(uploads)
+            said = {**self._said, **other, "beat": os.urandom(8).hex()}  # the tag of the object changes with it
             there, version = self._look()
             if there is not None and there.get("holder") == said["holder"] and self._replaced(said, version):
                 self._said = said

@@ -56,6 +56,11 @@ class Encoded:
         return self.unit * max(1, _GROUP // (self.unit * self.quantised.columns))
 
     @property
+    def bytes_of_group(self) -> int:
+        """How many bytes the rows that are encoded together take as float32."""
+        return 4 * min(self.group, self.quantised.rows) * self.quantised.columns
+
+    @property
     def bytes_of_unit(self) -> int:
         """How many bytes the fewest rows that are encoded together take as float32."""
         return 4 * self.unit * self.quantised.columns

@@ -47,11 +47,11 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
     elif engine == "processes":
         from concurrent.futures import ProcessPoolExecutor  # the import takes a while
 
-        from ckpt_core.engine.worker import take_environment
+        from ckpt_core.engine.worker import begin_process
 
         with (
             _started_safely(),
-            ProcessPoolExecutor(workers, _forked_from_a_server(), take_environment, (dict(os.environ),)) as pool,
+            ProcessPoolExecutor(workers, _forked_from_a_server(), begin_process, (dict(os.environ),)) as pool,
         ):
             yield pool
     else:

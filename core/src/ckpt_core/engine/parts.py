@@ -56,6 +56,16 @@ class Parts:
         return (Place(path, number) for path in self._files for number in range(1, self.count(path) + 1))
 
     @functools.cached_property
+    def copied(self) -> frozenset[Place]:
+        """The parts that have something of a file that is copied as it is."""
+        return frozenset(
+            place
+            for file in self._files.values()
+            for one in file.excerpts
+            for place in self._between(file.path, one.offset, one.offset + one.size)
+        )
+
+    @functools.cached_property
     def _known(self) -> Counter[Place]:
         """The bytes of disk that each part takes from the beginning, for what is known of it in advance: in a torch file something stands before
         each tensor, and takes a block."""

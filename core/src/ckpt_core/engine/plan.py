@@ -16,7 +16,7 @@ from dataclasses import field, replace
 
 from blake3 import blake3
 
-from ckpt_core.addresses import spelled
+from ckpt_core.addresses import spelled, spelled_in
 from ckpt_core.checkpoint import Checkpoint, Loss, Placement, Target
 from ckpt_core.company.companions import losses_of
 from ckpt_core.engine.encoding import Encoded
@@ -83,7 +83,7 @@ class Plan:
     def __repr__(self) -> str:
         sizes = f"{size_text(self.bytes_read)} to read, {size_text(self.bytes_written)} to write"
         said = f"{plural(len(self.tensors), 'tensor')} to {plural(len(self.target.files), 'file')}, {sizes}, {plural(len(self.losses), 'loss', 'losses')}"
-        return f"<Plan {self.source.format} {self.source.path} to {self.target.format}: {said}>"
+        return f"<Plan {self.source.format} {spelled(self.source.path)} to {self.target.format}: {said}>"
 
     @functools.cached_property
     def transfers(self) -> list[Transfer]:
@@ -100,9 +100,11 @@ class Plan:
     def peak_memory(self) -> int:
         """An upper bound of private memory in bytes: of this process, or of the largest one where workers are apart."""
         together = self.threads if self.apart else self.workers  # transfers that one process carries out at a time
-        largest = sorted((t.chunk * _bytes_at_once(t.assembly, t.deliveries) for t in self.tensors), reverse=True)[
-            :together
-        ]
+        buffers = (
+            max(t.chunk * _bytes_at_once(t.assembly, t.deliveries), _bytes_to_encode(t.deliveries))
+            for t in self.tensors
+        )
+        largest = sorted(buffers, reverse=True)[:together]
         factors = max((t.assembly.merged.working_bytes for t in self.tensors if t.assembly.merged), default=0)
         moved = _BUFFERS * sum(largest) + together * factors
         return max(self.footprint, _INTERPRETER + moved) if self.apart else self.footprint + moved
@@ -114,8 +116,9 @@ class Plan:
 
     def spread(self, workers: int, threads: int, grows: bool = False) -> Plan:
         """The same plan for so many workers, where a process carries out `threads` transfers at a time; `grows`: for those that join later, too."""
+        taken, together = (_INTERPRETER, threads) if self.apart else (self.footprint, workers)
         budget = _budget(
-            self.memory, _INTERPRETER if self.apart else self.footprint, threads if self.apart else workers
+            self.memory, taken, together, _bytes_to_encode(d for one in self.tensors for d in one.deliveries)
         )
         tensors = [replace(one, chunk=_chunk_elements(one.assembly, one.deliveries, budget)) for one in self.tensors]
         return replace(self, tensors=tensors, workers=workers, threads=threads, grows=grows)
@@ -175,7 +178,11 @@ class Plan:
     def to_json(self) -> dict[str, object]:
         """What `--dry-run --json` prints."""
         return {
-            "source": {"format": self.source.format, "path": self.source.path, "parallel": self.source.parallel},
+            "source": {
+                "format": self.source.format,
+                "path": spelled(self.source.path),
+                "parallel": self.source.parallel,
+            },
             "target": {
                 "format": self.target.format,
                 "parallel": self.target.parallel,
@@ -191,7 +198,7 @@ class Plan:
             "bytes_written": self.bytes_written,
             "peak_memory": self.peak_memory,
             "workers": self.workers,
-            "losses": [loss.to_json() for loss in self.losses],
+            "losses": [spelled_in(loss.to_json()) for loss in self.losses],
             "plan": self.hash,
         }
 
@@ -228,11 +235,12 @@ def make_plan(
     problems.raise_any()
     footprint = _footprint(target, deliveries.values())
     together = 1 if apart else workers
+    least = _bytes_to_encode(delivery for one in deliveries.values() for delivery in one)
     if memory is None:
-        memory = max(DEFAULT_MEMORY, footprint + together * _BUFFERS * _CHUNK)
-    budget = _budget(memory, footprint, together)
+        memory = max(DEFAULT_MEMORY, footprint + together * _BUFFERS * max(_CHUNK, least))
+    budget = _budget(memory, footprint, together, least)
     if apart:
-        budget = _budget(memory, _INTERPRETER, together)  # they hold no plan
+        budget = _budget(memory, _INTERPRETER, together, least)  # they hold no plan
     ledger = source.ledger.with_carried(target.carried) if target.carried else source.ledger
     source = replace(source, files=[*source.files, *_copied_files(source, target)], ledger=ledger)
     tensors = []
@@ -242,11 +250,11 @@ def make_plan(
     return Plan(source, target, tensors, workers, memory, options or {}, apart)
 
 
-def _budget(memory: int, taken: int, together: int) -> int:
-    """The bytes for each buffer of a process that carries out so many transfers at a time, and has `taken` some already."""
+def _budget(memory: int, taken: int, together: int, least: int) -> int:
+    """The bytes for each buffer of a process that carries out so many transfers at a time, has `taken` some already, and needs at `least` so many."""
     budget = (memory - taken) // (together * _BUFFERS)
-    if budget < 1 << 20:
-        least = (taken >> 20) + 1 + together * _BUFFERS
+    if budget < max(1 << 20, least):
+        least = (taken + together * _BUFFERS * max(1 << 20, least) >> 20) + 1
         raise CkptError(
             "the memory budget is too small",
             found=f"{memory / 2**20:.3g} MiB for {together} {'worker' if together == 1 else 'workers'}",
@@ -439,6 +447,12 @@ def _bytes_at_once(assembly: LazyParameter, deliveries: Iterable[Write]) -> int:
     """The bytes that a buffer has for each element that is moved: those of its own values, and of the tensors that are written with it."""
     moved = assembly, *others_of(delivery.strand for delivery in deliveries).values()
     return sum(max(4, one.dtype.size) for one in moved)
+
+
+def _bytes_to_encode(deliveries: Iterable[Write]) -> int:
+    """The bytes of each buffer that rows take which are encoded together, as float32: they are as many, whatever is moved at a time, and there is a buffer more."""
+    groups = (one.encoded.bytes_of_group for one in deliveries if one.encoded is not None)
+    return max(groups, default=0) * (_BUFFERS + 1) // _BUFFERS
 
 
 def _dequantised(transfers: list[Transfer], stands_for: Callable[[str], int]) -> Iterator[Loss]:

@@ -10,6 +10,7 @@ a hole. Nothing is published by a rename: see `uploads`.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -25,7 +26,7 @@ from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.plan import Plan
 from ckpt_core.engine.staging import Staging, is_whole
 from ckpt_core.engine.uploads import QUEUE, Uploads
-from ckpt_core.errors import BeingWritten, CkptError, StoreError, UsageError
+from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError, UsageError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import pwrite_all, written
@@ -36,6 +37,7 @@ from ckpt_core.storage.bytes.remote.ranges import again
 from ckpt_core.storage.bytes.remote.schemes import address_of
 from ckpt_core.storage.bytes.remote.writing import WritableStore
 from ckpt_core.storage.bytes.space import drops_space
+from ckpt_core.storage.documents import read_json_object
 
 T = TypeVar("T")
 
@@ -188,8 +190,12 @@ class Spool(Staging):
     def create(self, files: Iterable[OutputFile], tell: Tell) -> None:
         """Make the files here and the uploads in the store. Parts that an earlier run sent and the store has lost are made again."""
         super().create(files, tell)
+        done: set[Place] = set()
+        doubted = set(self._parts.copied)  # a file that is copied may be another one by now, and no piece tells
+        for transfer in self._plan.transfers if self.done or os.path.lexists(self._log) else ():
+            (done if transfer.key in self.done else doubted).update(self._parts.of(transfer))
         try:
-            lost = self._uploads.open(tell)
+            lost = self._uploads.open(tell, doubted, done)
         except BeingWritten:
             if not self.done:
                 self.remove()
@@ -213,12 +219,28 @@ class Spool(Staging):
     def publish(self, single_file: str | None, overwrite: bool) -> None:
         """Complete the data files, then put the documents, and the receipt last: without a receipt there is no checkpoint."""
         self._check_files()
+        if not self._uploads.agree(self._contents()):
+            self.discard()
+            raise FormatError(
+                "an earlier run completed files of the source as it was then",
+                file=self.address,
+                found="the source of the same size and modification time, with other contents",
+                expected="what was read of it then",
+                fix="repeat the command: what that run had written is removed",
+            )
         self._uploads.complete()
         data = {file.path for file in self._plan.target.files}
         self._uploads.put(sorted(self._plan.outputs - data))
         self._uploads.put([RECEIPT])
         self._uploads.release()
         self.remove()
+
+    def _contents(self) -> str:
+        """A digest of what is in the output, by its receipt."""
+        said = read_json_object(self.path(RECEIPT))
+        told = [said["fingerprint"], said["tensors"], said.get("training")]
+        told += [said["target"][name] for name in ("crc32", "documents")]
+        return blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def tidy(self) -> None:
         """See `Staging`. Removes the claim, too."""
@@ -237,5 +259,5 @@ class Spool(Staging):
 
     def discard(self) -> None:
         """Drop everything that was written, here and there."""
-        self._uploads.abort()
+        self._uploads.abort(self._plan.outputs - {file.path for file in self._plan.target.files})
         self.remove()

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
@@ -61,9 +61,11 @@ class Uploads:
 
     # --- the claim
 
-    def open(self, tell: Tell) -> set[Place]:
-        """Find the uploads of an earlier run of this plan, or begin new ones. Returns the parts that it sent and the store has lost.
+    def open(self, tell: Tell, doubted: Set[Place] = frozenset(), kept: Set[Place] = frozenset()) -> set[Place]:
+        """Find the uploads of an earlier run of this plan, or begin new ones. Returns the parts that have to be made again: it sent them, and the
+        store has lost them or nobody knows what they were made of (`doubted`), or what is there is not what lies here.
 
+        `kept` are parts of which something lies here that is not made again by itself.
         `CkptError` if another conversion goes on here; `tell` gets a sentence if it takes time to find out.
         """
         said = self._claim.read()
@@ -85,8 +87,21 @@ class Uploads:
             self._names = {path: str(name) for path, name in said["uploads"].items()}
         self._list()
         logged = self._logged()
-        self.sent = {place: tag for place, tag in logged.items() if self._is_there(place, tag)}
-        return logged.keys() - self.sent.keys()
+        self.sent = {place: tag for place, tag in logged.items() if place not in doubted and self._is_there(place, tag)}
+        return (logged.keys() - self.sent.keys()) | self._dropped(kept - logged.keys())
+
+    def _dropped(self, places: Iterable[Place]) -> set[Place]:
+        """Those of some parts that the store has otherwise than they lie here: they were sent, and dropped here, and the log does not say so."""
+        return {
+            place
+            for place in places
+            if (there := self._there[place.path].get(place.number)) is not None and not self._is_here(place, there)
+        }
+
+    def _is_here(self, place: Place, there: Part) -> bool:
+        start, size = self._parts.extent(place)
+        with contextlib.closing(Body(self._place(place.path), start, size)) as body:
+            return there == Part(body.md5.hex(), size)
 
     def _begun(self) -> None:
         """Begin an upload for every file, and make the claim."""
@@ -136,7 +151,7 @@ class Uploads:
         list(self._pool.map(look, self._files))
         if renewed:
             try:
-                self._claim.change(self._names)
+                self._claim.change({"uploads": self._names})
             except CkptError:  # the claim may be another run's by now: these uploads are in no claim
                 for path in renewed:
                     with contextlib.suppress(CkptError):
@@ -211,7 +226,9 @@ class Uploads:
 
     def _note(self, place: Place, tag: str) -> None:
         with naming(self._log), open(self._log, "ab", buffering=0) as log:
-            log.write(json.dumps([*place, tag]).encode() + b"\n")
+            line = memoryview(json.dumps([*place, tag]).encode() + b"\n")
+            while line:  # a disk that is all but full takes a part of a line, and the bytes here are dropped when all of it is there
+                line = line[log.write(line) :]
 
     def _logged(self) -> dict[Place, str]:
         try:
@@ -229,10 +246,18 @@ class Uploads:
 
     # --- the end
 
-    def complete(self) -> None:
-        """Complete the data files. `StoreError` if something else has one of their names by now."""
+    def agree(self, contents: str) -> bool:
+        """Say in the claim what is about to get its name; False where a run before said that of other contents. The same plan has others where a
+        source file was replaced by one of the same size and time."""
         self.drain()
         self._claim.check()
+        known = self._claim.said("contents")
+        if known is None:
+            self._claim.change({"contents": contents})
+        return known in (None, contents)
+
+    def complete(self) -> None:
+        """Complete the data files. `StoreError` if something else has one of their names by now."""
         missing = [place for place in self._parts.all() if place not in self.sent]
         if missing:
             raise AssertionError(f"parts were never whole: {missing[:3]}")
@@ -282,14 +307,22 @@ class Uploads:
     def _remove(self, address: str) -> None:
         again(address, lambda: self._store.remove(address))
 
-    def abort(self) -> None:
-        """Drop every upload and every file of the output, and then the claim. Does nothing if another run has the claim."""
+    def abort(self, documents: Iterable[str]) -> None:
+        """Drop every upload and every file of the output, with those `documents` that a run before put there, and then the claim. Does nothing if
+        another run has the claim."""
         self._end()
         if self._claim.still_mine():  # it stays ours meanwhile, since it is written anew until the release
+            named = documents if self._claim.said("contents") is not None else ()
             with ThreadPoolExecutor(SENDERS, "abort") as pool:
                 list(pool.map(self._abort, self._names.items()))
                 list(pool.map(self._remove, map(self._address_of, self._complete)))
+                list(pool.map(self._remove_mine, map(self._address_of, named)))
         self._claim.release()
+
+    def _remove_mine(self, address: str) -> None:
+        found = again(address, lambda: self._store.written(address))
+        if found is not None and found.plan == self._plan:
+            self._remove(address)
 
     def _abort(self, upload: tuple[str, str]) -> None:
         address = self._address_of(upload[0])

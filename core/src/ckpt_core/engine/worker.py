@@ -18,11 +18,14 @@ wrote to each output file: the coordinator looks for both in its own view (`disp
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import pickle
 import socket
+import threading
 import time
 from collections.abc import Iterable, Mapping
+from multiprocessing.process import BaseProcess
 
 from ckpt_core import numpy as np
 from ckpt_core.engine import marks
@@ -99,11 +102,20 @@ class Report:
     room: int | None = None
 
 
-def take_environment(environment: Mapping[str, str]) -> None:
+def begin_process(environment: Mapping[str, str]) -> None:
     """Give this process the environment of the one that asked for it: the server that it was forked from may be as old as a notebook, and
-    the credentials of a store younger."""
+    the credentials of a store younger. It ends with the one that asked: one that is killed can't say that nothing more comes, and every worker has
+    an end of the queue of tasks to write to, so that none would ever read that it is closed."""
     os.environ.clear()
     os.environ.update(environment)
+    asker = multiprocessing.parent_process()
+    if asker is not None:
+        threading.Thread(target=_end_with, args=(asker,), name="end", daemon=True).start()
+
+
+def _end_with(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 def perform(software: str, run: bytes, task: bytes) -> Report:

@@ -12,6 +12,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     hookimpl,
     launches,
+    reading,
 )
 
 
@@ -28,6 +29,7 @@ def ckpt_info() -> FormatInfo:
             Option(
                 "flat", "parameters as bare flat tensors, as those converted from ZeRO-3 are", bool, None, side="write"
             ),
+            reading.IGNORE_KEYS,
             Option("moments", "write Adam moments of zero beside the weights", bool, True, side="write"),
         ),
     )

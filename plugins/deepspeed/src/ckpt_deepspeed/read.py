@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -90,10 +91,14 @@ def read(path: str, request: ReadRequest) -> Description:
             shards_of(held[one]), shards_of(held[other]), folder.states
         )
 
-    model = model_of_config(config, names, are_same)
+    def model_in(file: str) -> TransformersModel:
+        without = functools.partial(reading.without_ignored, request=request, ledger=folder.ledger, file=file)
+        return model_of_config(file, names, are_same, without)
+
+    model = model_in(config)
     said: Architecture | None = None
     if beside is not None and beside != config:
-        said = model_of_config(beside, names, are_same).architecture
+        said = model_in(beside).architecture
     dropped = [name for name in sorted(weights.kept) if any(table.drops_name(name) for table in model.tables)]
     return Description(
         architecture=model.architecture,

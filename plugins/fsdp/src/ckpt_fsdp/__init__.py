@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, Description, FormatInfo, Option, ReadRequest, Target, WriteRequest, hookimpl
+from ckpt_core.sdk import (
+    Checkpoint,
+    Description,
+    FormatInfo,
+    Option,
+    ReadRequest,
+    Target,
+    WriteRequest,
+    hookimpl,
+    reading,
+)
 
 
 @hookimpl
@@ -35,6 +45,7 @@ def ckpt_info() -> FormatInfo:
                 None,
                 side="read",
             ),
+            reading.IGNORE_KEYS,
             Option("max_shard_size", "largest data file, e.g. 5GB", str, "5GB", side="write"),
         ),
         trains=True,

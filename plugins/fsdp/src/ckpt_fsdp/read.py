@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection
 
-from ckpt_core.sdk import CkptError, Description, ReadRequest, company, containers, errors
+from ckpt_core.sdk import CkptError, Description, ReadRequest, company, containers, errors, reading
 from ckpt_fsdp.contents import enter_beside, is_of_training
 from ckpt_fsdp.files import HUGGINGFACE, SETTINGS, TRACKER, Place, place
 from ckpt_fsdp.optimizer import training_beside
@@ -43,7 +44,8 @@ def described(stored: SavedTensors, where: Place, path: str, request: ReadReques
             file=path,
             fix=f"give the {CONFIG} of the model that was trained with --config; its tokenizer beside it is taken along",
         )
-    model = model_of_config(config, stored.names, stored.are_same)
+    without = functools.partial(reading.without_ignored, request=request, ledger=stored.ledger, file=config)
+    model = model_of_config(config, stored.names, stored.are_same, without)
     stored.leave_dropped(model.tables)
     _enter(stored, where, path)
     return Description(

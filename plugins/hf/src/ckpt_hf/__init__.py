@@ -168,7 +168,7 @@ def load_model(
     config: str | os.PathLike[str] | None = None,
     options: Mapping[str, str | int | float | bool] | None = None,
     weights: str = "auto",
-    max_bytes: int | None = None,
+    max_bytes: int | str | None = None,
 ) -> PreTrainedModel:
     """A transformers model in eval mode, its weights read from the checkpoint at `path`, whatever its format.
 

@@ -124,5 +124,5 @@ def _not_read(kind: str, named: list[str], file: str) -> CkptError:
         file=file,
         found=f"architectures = {named}",
         expected=" or ".join(known),
-        fix=f"if the weights are those of {known[0]} all the same, insist with -o read_as={known[0]}",
+        fix=f"if the weights are those of {known[0]} all the same, insist with -o read_as={known[0]}, or, where format hf does not read them, write that into the file",
     )

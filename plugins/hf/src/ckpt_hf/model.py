@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckpt_core.sdk import Checkpoint, CkptError, errors, judgement, rewrites, schema
+from ckpt_core.sdk import Checkpoint, CkptError, disk, errors, judgement, rewrites, schema
 from ckpt_hf.files import CONFIG, config_in
 from ckpt_hf.quantised.said import HINT
 from ckpt_hf.write import choose
@@ -28,14 +28,16 @@ def load_model(
     config: str | os.PathLike[str] | None = None,
     options: Mapping[str, str | int | float | bool] | None = None,
     weights: str = "auto",
-    max_bytes: int | None = None,
+    max_bytes: int | str | None = None,
 ) -> PreTrainedModel:
     """What `ckpt_hf.load_model` does, which says the arguments and the errors; this module needs torch and transformers."""
     from ckpt_core import open_checkpoint
 
+    limit = disk.parse_size(max_bytes) if isinstance(max_bytes, str) else max_bytes
+
     def built() -> PreTrainedModel:
         with open_checkpoint(path, format=format, config=config, options=options, weights=weights) as opened:
-            return build(opened.checkpoint, dtype, max_bytes)
+            return build(opened.checkpoint, dtype, limit)
 
     try:
         return built()

@@ -7,7 +7,7 @@ transformers' own. Their plugins say where the tensors lie; what is in them, and
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -78,11 +78,16 @@ class TransformersModel:
     tokens: Sequence[str] = ()
 
 
-def model_of_config(path: str, names: Collection[str], same: Same = none_same) -> TransformersModel:
+def model_of_config(
+    path: str,
+    names: Collection[str],
+    same: Same = none_same,
+    without: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+) -> TransformersModel:
     """The model of the `config.json` at `path`, whose tensors are called `names` in the files of another framework.
 
     The names may all have a prefix that their wrappers left. `same` tells whether the tensors of two names hold the same elements,
-    by which transformers itself knows some tied heads; without it none do. Raises an error if the file is not a config of transformers,
+    by which transformers itself knows some tied heads; without it none do. `without` takes out what the user wants left out (`reading.without_ignored`). Raises an error if the file is not a config of transformers,
     if it is one of a class that is not read, or if the names can be read in several ways.
     """
     config = config_in(path)
@@ -90,6 +95,7 @@ def model_of_config(path: str, names: Collection[str], same: Same = none_same) -
         raise CkptError(
             "this is not a config of transformers", file=path, expected=f"a {CONFIG} with the key model_type"
         )
+    config = dict(without(config))
     family = family_of(config, path)
     facts, notes = family.config.read(family.as_stored(config, names, same), path)
     architecture = architecture_of(facts, path)

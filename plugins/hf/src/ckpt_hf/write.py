@@ -173,7 +173,7 @@ def choose(
             found=errors.Lines([*str(lack).split("\n"), *explained]),
         )
     which = f"none of {', '.join(sorted(among))}" if among else "no transformers class"
-    ask = "" if among else ", or ask for a class with -o hf_class=... to see what it lacks"
+    ask = "" if among else ", or ask for a class with --to hf -o hf_class=... to see what it lacks"
     raise Refusal(
         f"{which} holds this architecture exactly; the nearest is {nearest.class_name}",
         found=errors.Lines([*str(lack).split("\n"), *explained]),

@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     hookimpl,
     launches,
+    reading,
 )
 
 
@@ -44,6 +45,7 @@ def ckpt_info() -> FormatInfo:
                 side="write",
             ),
             Option("dp", "data parallel ranks: with zero=1 the optimizer is written for as many", int, 1, side="write"),
+            reading.IGNORE_KEYS,
             Option(
                 "vocab",
                 "the true vocabulary: a number, or tokenizer to count the tokens of tokenizer.json",

@@ -131,10 +131,13 @@ def _model(step: str, files: Callable[[], Files], request: ReadRequest) -> Confi
     twin = _section(training, "model_config")
     if config is None and not twin:
         return _model_of_user(step, files(), request)
+    twin = reading.without_ignored(twin, request, ledger, training_file, "model.model_config")
     if config is None:
         config, config_file = twin, training_file
-    elif twin:
-        _check_twins(config, twin, config_file)
+    else:
+        config = reading.without_ignored(config, request, ledger, config_file)
+        if twin:
+            _check_twins(config, twin, config_file)
     kind = model_of(config, config_file)
     facts, notes = kind.config.read(config, config_file)
     ledger.config(config_file, kind.config.fates(config))

@@ -13,6 +13,7 @@ from ckpt_core.sdk import (
     WriteRequest,
     hookimpl,
     launches,
+    reading,
 )
 
 
@@ -25,6 +26,7 @@ def ckpt_info() -> FormatInfo:
         summary="AWS NeuronX Distributed Training: dp_rank_00_tp_rank_*_pp_rank_*.pt files, plain or xser",
         families=("Llama (model_source hf)", "Mixtral (model_source hf)", "Llama and Mixtral (model_source megatron)"),
         options=(
+            reading.IGNORE_KEYS,
             Option("model_style", "the job's model_source", ("hf", "megatron")),
             Option("hw_backend", "order of heads where kv_size_multiplier is above 1: trn1 or trn2", ("trn1", "trn2")),
             Option("kv_size_multiplier", "copies of every key-value head (the job's kv_replicator)", int),

@@ -15,6 +15,7 @@ from ckpt_core.sdk import (
     CkptError,
     Config,
     Facts,
+    ReadRequest,
     Refusal,
     architecture_of,
     configs,
@@ -29,6 +30,7 @@ from ckpt_core.sdk import (
     ledgers,
     note,
     one_of,
+    reading,
     same_as,
     schema,
     values,
@@ -113,9 +115,9 @@ def table_for(kind: str) -> Config:
     return _TABLES[kind]
 
 
-def read_config(path: str, ledger: ledgers.Ledger) -> tuple[Architecture, dict[str, Any]]:
+def read_config(path: str, request: ReadRequest, ledger: ledgers.Ledger) -> tuple[Architecture, dict[str, Any]]:
     """The architecture and the notes in a `config.json` that lies beside a checkpoint, whose keys enter `ledger`."""
-    body = documents.read_json_object(path)
+    body = reading.without_ignored(documents.read_json_object(path), request, ledger, path)
     kind = body.get("model_type")
     if not isinstance(kind, str) or kind not in _TABLES:
         raise CkptError(

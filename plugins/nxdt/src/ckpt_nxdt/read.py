@@ -93,11 +93,11 @@ def _model(root: str, request: ReadRequest, receipt: reading.Receipt | None) -> 
             request,
             root,
             problem="nothing says what the model is: these checkpoints hold no config",
-            expected=f"{CONFIG} beside them: the Hugging Face config of the job (model.model_config)",
+            expected=f"{beside}: the Hugging Face config of the job (model.model_config)",
         )
         return _Model(architecture, evidence=["architecture: given with --config"])
     ledger = ledgers.Ledger()
-    architecture, notes = read_config(beside, ledger)
+    architecture, notes = read_config(beside, request, ledger)
     states, evidence = [disk.FileState.of(beside)], [f"architecture: {CONFIG}"]
     # config.json never says that a head is tied, for the job's sake; the copies are compared when they are read.
     for said, by in ((receipt and receipt.architecture, "by the receipt"), (request.architecture, "by --config")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -112,6 +113,8 @@ def lacks_base(files: Files, alone: bool = False) -> errors.UsageError:
     """What to give, where no base is given; `alone`: only what the base is, and none of its weights, is needed."""
     named = files.config.get("base_model_name_or_path")
     revision = files.config.get("revision")
+    of_hub = isinstance(named, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", named, re.ASCII) and not os.path.exists(named)
+    address = f"hf://{named}{f'@{revision}' if revision else ''}"
     return errors.UsageError(
         "this is an adapter, which is not a model without its base",
         file=files.folder,
@@ -119,8 +122,10 @@ def lacks_base(files: Files, alone: bool = False) -> errors.UsageError:
         if named
         else "an adapter that names no base",
         fix="give the config.json of the base with --config: its weights are not needed"
+        + (f" (--config {address}, if it is that of the hub)" if of_hub else "")
         if alone
-        else "give the folder of the base, in any format: -o base=FOLDER",
+        else "give the folder of the base, in any format: -o base=FOLDER"
+        + (f", or -o base={address}, if it is that of the hub" if of_hub else ""),
     )
 
 

@@ -12,6 +12,7 @@ from ckpt_core.sdk import (
     Target,
     WriteRequest,
     hookimpl,
+    reading,
 )
 
 
@@ -29,6 +30,7 @@ def ckpt_info() -> FormatInfo:
                 ("llama3", "qwen3", "deepseek_v3"),
                 None,
             ),
+            reading.IGNORE_KEYS,
             Option(
                 "drop_expert_bias",
                 "leave out the bias that torchtitan adds to the scores of experts, where the model has no place for it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -36,12 +37,16 @@ def read(path: str, request: ReadRequest) -> Description:
     origins: Mapping[str, Mapping[str, Any]] = {}
     losses: Sequence[ledgers.Loss] = ()
     if beside is not None:
-        described = model_of_config(beside, ())
+        without = functools.partial(reading.without_ignored, request=request, ledger=stored.ledger, file=beside)
+        described = model_of_config(beside, (), without=without)
         architecture, notes, losses = described.architecture, described.notes, described.losses
         origins = {"hf": described.hints}
     else:
         architecture = reading.given(
-            request, path, problem="nothing says what the model is: torchtitan saves names and tensors, and no config"
+            request,
+            path,
+            problem="nothing says what the model is: torchtitan saves names and tensors, and no config",
+            expected="config.json in the folder of the step, or a JSON file of torchtitan's own arguments with --config",
         )
     model = model_of(architecture, request.options.get("model") or _written_as(path), folder)
     choices = choices_of(stored.names, model)

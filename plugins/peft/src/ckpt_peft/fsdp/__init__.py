@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, hookimpl
+from ckpt_core.sdk import Checkpoint, FormatInfo, Option, ReadRequest, hookimpl, reading
 from ckpt_peft.options import MERGE
 
 
@@ -15,6 +15,7 @@ def ckpt_info() -> FormatInfo:
         writes=False,
         before=("fsdp",),
         options=(
+            reading.IGNORE_KEYS,
             Option(
                 "base", "the model to merge into, where it is not to be the one in the files", Checkpoint, side="read"
             ),

@@ -42,6 +42,11 @@ _EMULATED = (
 )
 
 
+def no_account(root: str) -> UsageError:
+    """The error about a container of Azure's whose account nothing says."""
+    return UsageError("no account is named", file=root, fix="set AZURE_STORAGE_ACCOUNT_NAME")
+
+
 class Azure:
     """One container. There are no uploads in such a store: the name of one begins the names of its blocks."""
 
@@ -77,7 +82,7 @@ class Azure:
             endpoint = f"{_setting('AZURITE_BLOB_STORAGE_URL') or 'http://127.0.0.1:10000'}/{name}"
         else:
             if not name:
-                raise UsageError("no account is named", file=self._root, fix="set AZURE_STORAGE_ACCOUNT_NAME")
+                raise no_account(self._root)
             endpoint = _setting("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT") or f"https://{name}.blob.core.windows.net"
         if key:
             return endpoint, {"account_name": name, "account_key": key}

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from ckpt_core.errors import CkptError, StoreError, UsageError
-from ckpt_core.storage.bytes.remote.az import quiet
+from ckpt_core.storage.bytes.remote.az import no_account, quiet
 from ckpt_core.storage.bytes.remote.objects import Hiccup, Listing, Object, changed
 
 _KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
@@ -72,6 +72,7 @@ _REFUSALS = {
 }
 """What stores answer that has another cause than a missing right: the problem, and what to do."""
 _NO_BUCKET = "look at its name, and at the region, endpoint or account (AWS_REGION, AWS_ENDPOINT_URL, AZURE_STORAGE_ACCOUNT_NAME)"
+_STRANGE = "Encountered object with invalid path"  # obstore's, of a listing
 _NO_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound")
 
 
@@ -91,6 +92,8 @@ class Bucket:
         try:
             self._store: Any = getattr(stores, _KINDS[scheme])(name, **_settings(scheme))
         except self._library.exceptions.BaseError as error:  # no account, a key that is none
+            if "Account must be specified" in str(error):
+                raise no_account(root) from None
             raise StoreError("the store can't be asked", file=root, found=_said(error), fix=_SETTINGS) from None
 
     def listing(self, address: str) -> Listing:
@@ -98,13 +101,16 @@ class Bucket:
         key = self._key(address).strip("/")
         with self._errors(address):
             found = [one for batch in self._library.list(self._store, prefix=key or None) for one in batch]
-            above = key
-            for _ in range(2 if key else 0):
+            above, beside = key, []
+            for number in range(2 if key else 0):
                 above = above.rpartition("/")[0]
-                found += self._library.list_with_delimiter(self._store, prefix=above or None)["objects"]
+                level = self._library.list_with_delimiter(self._store, prefix=above or None)
+                found += level["objects"]
+                if number == 0:
+                    beside = [name.rpartition("/")[2] for name in level["common_prefixes"]]
                 if not above:
                     break
-        return Listing(self._root, key, list({one["path"]: self._object(one) for one in found}.values()))
+        return Listing(self._root, key, list({one["path"]: self._object(one) for one in found}.values()), beside)
 
     def now(self, object: Object) -> Object:
         """The object as it is now."""
@@ -170,6 +176,14 @@ class Bucket:
                 raise self._refused(address, error) from None
             raise Hiccup(_said(error)) from None
         except errors.BaseError as error:
+            if _STRANGE in str(error):
+                raise StoreError(
+                    "an object there, or beside it, has a name that no file can have",
+                    file=address,
+                    found=_said(error).removeprefix(f"{_STRANGE}: "),
+                    expected="names without empty parts, '.', '..' and control characters",
+                    fix="rename or remove that object, or copy the checkpoint to a place of its own",
+                ) from None
             raise StoreError("the store does not answer the request", file=address, found=_said(error)) from None
 
     def _refused(self, address: str, error: Exception) -> StoreError:

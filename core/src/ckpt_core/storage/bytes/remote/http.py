@@ -159,7 +159,7 @@ def _asked(method: str, url: str, headers: Headers, use: Callable[[http.client.H
             kept = answer.isclosed()
             return found
         except (OSError, http.client.HTTPException) as error:
-            raise Hiccup(f"{type(error).__name__}: {error}") from error
+            raise _failure(error, asked) from error
         finally:
             if not kept or answer.will_close:
                 connection.close()
@@ -202,8 +202,27 @@ def _answer(method: str, url: str, headers: Headers) -> tuple[http.client.HTTPRe
         except (OSError, http.client.HTTPException) as error:
             connection.close()  # a kept connection may have been closed by the server meanwhile: once more with a new one
             if fresh:
-                raise Hiccup(f"{type(error).__name__}: {error}") from error
+                raise _failure(error, url) from error
     raise AssertionError("a request is answered or raises")
+
+
+def _failure(error: Exception, url: str) -> Exception:
+    """What became of a request that was not answered: it may pass, but for a server that speaks no TLS, or whose certificate nobody here knows."""
+    import ssl
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return StoreError(
+            "the certificate of the server is not accepted",
+            file=without_secrets(url),
+            found=error.verify_message,
+            fix="set SSL_CERT_FILE to the certificates of the authority that signed it",
+        )
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        plain = without_secrets(urlsplit(url)._replace(scheme="http").geturl())
+        return StoreError(
+            "the server does not speak TLS", file=without_secrets(url), found=str(error), fix=f"it may be at {plain}"
+        )
+    return Hiccup(f"{type(error).__name__}: {error}")
 
 
 def _connection(parts: SplitResult) -> tuple[http.client.HTTPConnection, Headers | None]:

@@ -7,6 +7,7 @@ are plain HTTP. Its own files read 5 MB ahead, for a header of 8 KB too.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 import re
 import threading
@@ -21,9 +22,14 @@ _ADDRESS = re.compile(
     r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<folder>[\w./ +-]+?))?/?(?:@(?P<revision>[\w./-]+))?", re.ASCII
 )
 _PINNED = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})/(?P<file>.+)", re.DOTALL)
-# What no converter reads: other frameworks' copies of the same weights.
+# Other copies of the same weights, where a repository has several.
 _IGNORED = ["*.msgpack", "*.h5", "*.ot", "*.tflite", "*.onnx", "onnx/*", "*.gguf", "original/*"]
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".nemo", ".distcp")
 _EXPIRED = (401, 403, 410)
+_ACCEPT = "accept its terms on its page of the hub, and log in: hf auth login, or HF_TOKEN"
+_REVISION = "behind the @ stands a branch, a tag or a commit of it"
+_LOG_IN = "see how its name is spelled; where it is private, log in: hf auth login, or HF_TOKEN"
+_ONLINE = "unset HF_HUB_OFFLINE, or download it first where the hub can be asked: hf download OWNER/NAME"
 
 
 class Repository(NamedTuple):
@@ -34,6 +40,15 @@ class Repository(NamedTuple):
     commit: str
 
 
+def _copies(files: list[str], folder: str) -> set[str]:
+    """Those of the files that are further copies of the weights. Below the folder or file of the address there is none if it has no others: a repository of
+    GGUF files, `original` of a Llama.
+    """
+    copies = {file for file in files if any(fnmatch.fnmatch(file, pattern) for pattern in _IGNORED)}
+    inside = {file for file in files if not folder or file == folder or file.startswith(f"{folder}/")}
+    return copies if any(file.endswith(_WEIGHTS) for file in inside - copies) else copies - inside
+
+
 class Hub:
     """The hub. An object's address has the commit, so that it never changes: `hf://owner/name@COMMIT/file`."""
 
@@ -42,16 +57,16 @@ class Hub:
         self._lock = threading.Lock()
 
     def listing(self, address: str) -> Listing:
-        """The files of a repository, without other frameworks' copies of the weights."""
+        """The files of a repository, without other frameworks' copies of the weights, unless there are no others where the address leads."""
         repository = resolved(address)
         name, commit = repository.name, repository.commit
         root = f"hf://{name}@{commit}"
         objects = []
-        for entry in _asked(
-            address, lambda hub: list(hub.HfApi().list_repo_tree(name, recursive=True, revision=commit))
-        ):
+        tree = _asked(address, lambda hub: list(hub.HfApi().list_repo_tree(name, recursive=True, revision=commit)))
+        copies = _copies([entry.path for entry in tree], repository.folder)
+        for entry in tree:
             size, file = getattr(entry, "size", None), entry.path
-            if size is not None and not any(fnmatch.fnmatch(file, pattern) for pattern in _IGNORED):
+            if size is not None and file not in copies:
                 lfs = getattr(entry, "lfs", None)
                 version = lfs.sha256 if lfs is not None else entry.blob_id
                 objects.append(Object(f"{root}/{file}", size, version, copy=_copy(repository, file)))
@@ -155,9 +170,16 @@ def _asked(address: str, ask: Any) -> Any:
     """What the hub's client says; `Hiccup` where the hub is out of order, and `CkptError` for what it refuses."""
     try:
         import huggingface_hub as hub
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RevisionNotFoundError,
+        )
     except ImportError:
         raise CkptError("hf:// needs huggingface_hub", file=address, fix='pip install "ckpt-convert[hub]"') from None
+    refused = functools.partial(StoreError, "the hub does not give this repository", file=address)
     try:
         return ask(hub)
     except HFValidationError as error:
@@ -166,9 +188,15 @@ def _asked(address: str, ask: Any) -> Any:
         status = getattr(error.response, "status_code", None)
         if status is not None and (status == 429 or status >= 500):
             raise Hiccup(_first_line(error)) from error
-        raise StoreError("the hub does not give this repository", file=address, found=_first_line(error)) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise StoreError("the hub does not give this repository", file=address, found=_first_line(error)) from error
+        gated, revision = isinstance(error, GatedRepoError), isinstance(error, RevisionNotFoundError)
+        fix = _ACCEPT if gated else _REVISION if revision else _LOG_IN
+        raise refused(found=_first_line(error), fix=fix) from error
+    except LocalEntryNotFoundError as error:
+        if offline():
+            raise refused(found="HF_HUB_OFFLINE is set, and the cache of the hub lacks it", fix=_ONLINE) from error
+        raise refused(found=_first_line(error)) from error
+    except OSError as error:
+        raise refused(found=_first_line(error)) from error
     except Exception as error:  # its HTTP library has errors of its own, and which one that is depends on its version
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests", "urllib3"):
             raise

@@ -3,13 +3,15 @@
 DIR/HASH.data     the bytes, at their places
 DIR/HASH.have     a line "START STOP" for each range that is there, added after the bytes were synced; a line that a
                       crash cut off is ended by the next one
+
+Where the data is shorter than its list says, somebody removed it or cut it: then the list is not believed, and begun anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from ckpt_core.storage.bytes.remote.objects import Object
 
@@ -30,18 +32,20 @@ class Cache:
 
     def read_into(self, view: memoryview, offset: int, fetch: Callable[[memoryview, int], None]) -> None:
         """Fill `view` from `offset`; what is not here is fetched, and kept."""
-        if self._holds(offset, offset + len(view)) and self._read(view, offset):
-            return
+        with contextlib.ExitStack() as stack:
+            # The size comes before the list: of data that is lost the list is emptied before there is other data.
+            data, size = -1, 0
+            with contextlib.suppress(FileNotFoundError):
+                data = os.open(self._data, os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, data)
+                size = os.fstat(data).st_size
+            ranges = self._ranges()
+            listed = max((last for _, last in ranges), default=0)
+            held = listed <= size and _holds(ranges, offset, offset + len(view))
+            if held and os.preadv(data, [view], offset) == len(view):
+                return
         fetch(view, offset)
-        self._keep(view, offset)
-
-    def _holds(self, start: int, stop: int) -> bool:
-        reached = start
-        for first, last in sorted(self._ranges()):
-            if first > reached:
-                break
-            reached = max(reached, last)
-        return reached >= stop
+        self._keep(view, offset, listed)
 
     def _ranges(self) -> list[tuple[int, int]]:
         try:
@@ -52,24 +56,48 @@ class Cache:
         found = [line.split() for line in lines]
         return [(int(pair[0]), int(pair[1])) for pair in found if len(pair) == 2 and all(map(bytes.isdigit, pair))]
 
-    def _read(self, view: memoryview, offset: int) -> bool:
-        with contextlib.suppress(FileNotFoundError), open(self._data, "rb", buffering=0) as file:
-            return os.preadv(file.fileno(), [view], offset) == len(view)
-        return False
-
-    def _keep(self, view: memoryview, offset: int) -> None:
+    def _keep(self, view: memoryview, offset: int, listed: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        data = os.open(self._data, flags, 0o600)
-        try:
+        with _open(self._data, flags) as data:
+            if os.fstat(data).st_size < listed:  # it was removed or cut: what is listed of it would read as zeros
+                with contextlib.suppress(FileNotFoundError):
+                    os.truncate(self._have, 0)
             left, at = view, offset
             while len(left):
                 count = os.pwrite(data, left, at)
                 left, at = left[count:], at + count
             os.fdatasync(data)
-        finally:
-            os.close(data)
-        have = os.open(self._have, flags | os.O_APPEND, 0o600)
-        try:
-            os.write(have, f"\n{offset} {offset + len(view)}\n".encode())
-        finally:
-            os.close(have)
+            there = _is_there(self._data, data)
+        if there:  # else it was removed meanwhile, and what was written is nowhere
+            with _open(self._have, flags | os.O_APPEND) as have:
+                os.write(have, f"\n{offset} {offset + len(view)}\n".encode())
+
+
+@contextlib.contextmanager
+def _open(path: str, flags: int) -> Iterator[int]:
+    """A descriptor inside the block, in which an error of the system, such as a full disk, names the file."""
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        yield descriptor
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _holds(ranges: Iterable[tuple[int, int]], start: int, stop: int) -> bool:
+    """Whether ranges together have all from `start` to `stop`."""
+    reached = start
+    for first, last in sorted(ranges):
+        if first > reached:
+            break
+        reached = max(reached, last)
+    return reached >= stop
+
+
+def _is_there(path: str, descriptor: int) -> bool:
+    """Whether a path leads to the file that is open."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False

@@ -39,12 +39,14 @@ class Object:
 class Listing:
     """What lies at an address: `objects` below `root`, all of the folder (or the file) `path` in it, and files beside and above it.
 
-    `root` is an address without a slash at its end, `path` has forward slashes, and is empty for all that is in the root.
+    `root` is an address without a slash at its end, `path` has forward slashes, and is empty for all that is in the root. `beside` has the names of
+    folders beside it, where a store says them.
     """
 
     root: str
     path: str
     objects: Sequence[Object]
+    beside: Sequence[str] = ()
 
 
 class Store(Protocol):

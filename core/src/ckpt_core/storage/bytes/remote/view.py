@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 
 from ckpt_core import addresses
-from ckpt_core.errors import CkptError, FormatError, StoreError
+from ckpt_core.errors import CkptError, FormatError, StoreError, nearest
 from ckpt_core.storage.bytes.names import RECEIPT, UNFINISHED
 from ckpt_core.storage.bytes.pointers import STAND_IN
 from ckpt_core.storage.bytes.remote import ranges
@@ -53,11 +53,21 @@ def localised(path: str) -> str:
     listing = again(without_secrets(path), lambda: store.listing(path), _ATTEMPTS)
     _check_finished(listing)
     if not any(_is_in(listing, one) for one in listing.objects):
-        raise CkptError("there is no such file or folder", file=without_secrets(path))
+        raise _absent(listing, path)
     if len(listing.objects) > _MOST:
         raise CkptError("too many objects to be a checkpoint", file=without_secrets(path), found=len(listing.objects))
     with _lock:
         return os.path.join(_stood(listing), listing.path).rstrip("/")
+
+
+def _absent(listing: Listing, path: str) -> CkptError:
+    """The error about an address where nothing is: what lies beside may be meant."""
+    above = f"{listing.root}/{listing.path}".rpartition("/")[0] + "/"
+    there = [one.address.removeprefix(above) for one in listing.objects if one.address.startswith(above)]
+    meant = nearest(listing.path.rpartition("/")[2], {name.partition("/")[0] for name in (*there, *listing.beside)})
+    place = without_secrets(path).rstrip("/")
+    fix = None if meant is None else f"did you mean {place.rpartition('/')[0]}/{meant}?"
+    return CkptError("there is no such file or folder", file=without_secrets(path), fix=fix)
 
 
 def _is_in(listing: Listing, one: Object) -> bool:
@@ -187,6 +197,10 @@ def _stand(place: str, one: Object) -> None:
         os.write(descriptor, (STAND_IN + one.address.encode("utf-8", "surrogatepass") + b"\n")[: one.size])
         os.truncate(descriptor, one.size)
         os.utime(descriptor, ns=(one.modified_ns, one.modified_ns))
+    except OSError as error:  # a full disk: of this machine, so it is not said by the address
+        error.filename = _top()
+        error.add_note("this folder stands for the remote one: name another with TMPDIR")
+        raise
     finally:
         os.close(descriptor)
 
