@@ -88,6 +88,20 @@ def test_what_torch_writes_itself_with_save_distributed(model: Path, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_rank_that_had_nothing_to_save_wrote_no_file(model: Path, tmp_path: Path) -> None:
+    """Two stages of a pipeline with two replicas each, and DefaultSavePlanner(dedup_save_to_lowest_rank=True): torch 2.13 leaves no file of ranks 2 and 4."""
+    held = sorted(tensors_of(model).items())
+    for number, part in ((1, held[::2]), (3, held[1::2])):
+        origins = {name: {"saved_offsets": [0] * tensor.ndim} for name, tensor in part}
+        metadata = {"DCP_SHARDING_INFO": json.dumps(origins), "DCP_VERSION": "1.0", "format": "pt"}
+        save_file(dict(part), tmp_path / f"shard-{number:05d}-model-00001-of-00001.safetensors", metadata)
+    assert fingerprint(with_config(tmp_path, model)) == fingerprint(model)
+    (tmp_path / "shard-00001-model-00001-of-00001.safetensors").unlink()
+    with pytest.raises(CkptError, match="the files of rank 1 are missing"):
+        fingerprint(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_what_is_not_whole_is_refused_by_name(model: Path, tmp_path: Path) -> None:
     def remove(number: int):
         return lambda folder: (folder / f"shard-{number:05d}-model-00001-of-00001.safetensors").unlink()

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Collection
 
-from ckpt_core.sdk import CkptError, Description, ReadRequest, company, containers, errors, reading
+from ckpt_core.sdk import CkptError, Description, ReadRequest, company, containers, errors, layouts, reading
 from ckpt_fsdp.contents import enter_beside, is_of_training
 from ckpt_fsdp.files import HUGGINGFACE, SETTINGS, TRACKER, Place, place
 from ckpt_fsdp.optimizer import training_beside
@@ -46,6 +46,7 @@ def described(stored: SavedTensors, where: Place, path: str, request: ReadReques
         )
     without = functools.partial(reading.without_ignored, request=request, ledger=stored.ledger, file=config)
     model = model_of_config(config, stored.names, stored.are_same, without)
+    _check_whole(stored, layouts.BoundTables(model.tables, model.architecture))
     stored.leave_dropped(model.tables)
     _enter(stored, where, path)
     return Description(
@@ -67,6 +68,12 @@ def described(stored: SavedTensors, where: Place, path: str, request: ReadReques
         masters=stored.masters,
         training=None if where.by_rank or not where.listed else lambda: training_beside(where, stored),
     )
+
+
+def _check_whole(stored: SavedTensors, tables: layouts.BoundTables) -> None:
+    """Raise that files are lacking where the model has tensors that are not there, be it copies of others, such as a tied head: they may have been none."""
+    if stored.lacking and not tables.natives().keys() <= stored.names:
+        raise stored.lacking
 
 
 def _refuse_adapters(names: Collection[str], where: Place) -> None:

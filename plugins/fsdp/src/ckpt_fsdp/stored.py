@@ -43,7 +43,7 @@ class SavedTensors:
     """Tensors by the names that FSDP gave them.
 
     `copies` has every tensor's parts as often as it is held whole: replicas must be equal, which is found out when they are read.
-    `described` is the file that lists all tensors, where there is one, and `keys` what it calls them.
+    `described` is the file that lists all tensors, where there is one, and `keys` what it calls them. `lacking`: see `chunked.DistributedCheckpoint`.
     """
 
     copies: list[dict[str, Sequence[lazy.Shard]]]
@@ -53,6 +53,7 @@ class SavedTensors:
     world: int | None = None
     described: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
+    lacking: FormatError | None = None
 
     @property
     def names(self) -> set[str]:
@@ -142,7 +143,7 @@ def read_chunks(folder: str, listed: bool = True) -> SavedTensors:
         name: [lazy.Shard(origin, stored) for origin, stored in tensor.stored()]
         for name, tensor in unwrapped(model, folder).items()
     }
-    found = SavedTensors([shards], {tensor.dtype for tensor in model.values()}, held.files)
+    found = SavedTensors([shards], {tensor.dtype for tensor in model.values()}, held.files, lacking=held.lacking)
     found.described = held.described_in[0] if listed else None
     found.keys = unwrapped({name: name for name in model}, folder)
     enter_keys(found.ledger, held, set(model), contents)

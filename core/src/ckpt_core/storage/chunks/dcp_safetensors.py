@@ -106,9 +106,10 @@ def are_shards(names: Sequence[str]) -> bool:
 def read_shards(folder: str) -> DistributedCheckpoint:
     """The tensors in the files of all ranks; raises all problems at once. A tensor is as long as its last part reaches: a model says whether it is whole."""
     problems = Problems(f"reading {folder}")
+    files, lacking = _files(folder)
     found: dict[str, list[Chunk]] = {}
     dtypes: dict[str, DType] = {}
-    for path in _files(folder):
+    for path in files:
         try:
             container = Container(path, path, 0)
             for name, stored in container.tensors.items():
@@ -133,24 +134,28 @@ def read_shards(folder: str) -> DistributedCheckpoint:
         except FormatError as problem:
             problem.fix = _ALL
             problems.add(problem)
+            if lacking:
+                raise lacking from problem
         tensors[name] = ChunkedTensor(name, dtypes[name], shape, tuple(kept))
     problems.raise_any()
-    return DistributedCheckpoint(folder, tensors)
+    return DistributedCheckpoint(folder, tensors, lacking=lacking)
 
 
-def _files(folder: str) -> list[str]:
-    """The files of all ranks. `FormatError` where numbers are missing that others speak of."""
+def _files(folder: str) -> tuple[list[str], FormatError | None]:
+    """The files of all ranks; and an error where numbers are missing that others speak of. A rank that has nothing to save writes no file: all that it
+    holds is replicated, and others save it (planner_helpers.py, `dedup_save_plans`)."""
     matches = [match for name in sorted(os.listdir(folder)) if (match := _SHARD.fullmatch(name))]
+    lacking = None
     for what, have, want in (
         ("rank", {int(match[1]) for match in matches}, max(int(match[1]) for match in matches)),
         ("file", {int(match[2]) for match in matches}, max(int(match[3]) for match in matches)),
     ):
         if missing := [number for number in range(1, min(want, len(matches) + 100) + 1) if number not in have]:
-            raise FormatError(
+            lacking = lacking or FormatError(
                 f"the files of {what} {missing[0]} are missing",
                 file=folder,
                 found=f"{len(matches)} files of {what} {', '.join(map(str, sorted(have)[:8]))}",
                 expected=f"{what} 1 to {want}",
                 fix=_ALL,
             )
-    return [os.path.join(folder, match[0]) for match in matches]
+    return [os.path.join(folder, match[0]) for match in matches], lacking

@@ -85,12 +85,15 @@ def lies_plain(tensor: ChunkedTensor, chunk: Chunk) -> bool:
 
 @dataclass(frozen=True)
 class DistributedCheckpoint:
-    """What lies in a folder (or an archive): tensors and objects by name. `described_in` are the files that say so."""
+    """What lies in a folder (or an archive): tensors and objects by name. `described_in` are the files that say so; without them, `lacking` is the error
+    about files of which only the names of others speak: it holds unless all that is wanted is there.
+    """
 
     folder: str
     tensors: Mapping[str, ChunkedTensor]
     objects: Mapping[str, Blob] = field(default_factory=dict)
     described_in: Sequence[str] = ()
+    lacking: FormatError | None = None
 
     @property
     def files(self) -> list[str]:

@@ -45,6 +45,8 @@ def read(path: str, request: ReadRequest) -> Checkpoint:
     """The merged model of the adapter and the base that lie at `path`, or of `-o base`; the adapter, where it is wanted alone."""
     where = place(path)
     stored = stored_at(where)
+    if stored.lacking:  # a pair that is in no file would be missed by nothing
+        raise stored.lacking
     pairs, rest = _parts(stored, where.weights)
     contents = sorted_out(pairs, where.weights)
     config = config_beside(where, path) or request.config
