@@ -214,7 +214,9 @@ def test_the_groups_of_a_run_of_bridge_are_what_its_config_says(tmp_path: Path) 
     convert(source, tmp_path / "run", to="megatron-bridge", training_state="keep")
     vectors = without_decay(tmp_path / "run")
 
-    def told(number: int, old: bool, scheduler: str | None = None, **sections: object) -> set[str]:
+    def told(
+        number: int, old: bool, scheduler: str | None = None, since_0_6: bool = False, **sections: object
+    ) -> set[str]:
         def change(held) -> None:
             for group in held["optimizer"]["optimizer"]["param_groups"] if old else ():
                 del group["default_config"]
@@ -223,7 +225,7 @@ def test_the_groups_of_a_run_of_bridge_are_what_its_config_says(tmp_path: Path) 
         (file,) = copy.rglob("run_config.yaml")
         config = yaml.safe_load(file.read_text())
         config["model"]["embedding_init_method_std"] = 0.02
-        config["scheduler"] = {"no_weight_decay_cond_type": scheduler}
+        config["scheduler"] = {"no_weight_decay_cond_type": scheduler} | ({"max_steps": None} if since_0_6 else {})
         file.write_text(yaml.safe_dump(config | sections))
         return without_decay(copy)
 
@@ -231,9 +233,14 @@ def test_the_groups_of_a_run_of_bridge_are_what_its_config_says(tmp_path: Path) 
     assert len(norms) == 4 and told(1, True) == told(2, False) == vectors
     assert told(3, True, "qwen3_next") == vectors - norms | {"embedding.tokens.weight"}
     assert told(4, False, "qwen3_next") == vectors - norms
-    assert told(5, False, optimizer={"apply_wd_to_qk_layernorm": True}) == vectors - norms
+    by_optimizer = {"apply_wd_to_qk_layernorm": True}  # 0.3 to 0.5 do not look at it, and 0.6 looks at nothing else
+    assert told(5, False, since_0_6=True, optimizer=by_optimizer) == vectors - norms
+    assert told(6, False, "qwen3_next", since_0_6=True) == vectors
+    assert told(7, False, "qwen3_next", optimizer=by_optimizer) == vectors - norms
+    with pytest.raises(NotCarried, match="norms of queries and keys have weight decay can't be told"):
+        told(8, False, optimizer=by_optimizer)
     with pytest.raises(NotCarried, match="a class that is not Bridge's"):
-        told(6, False, optimizer_config_override_provider={"_target_": "mine.Provider"})
+        told(9, False, optimizer_config_override_provider={"_target_": "mine.Provider"})
 
 
 def stepped_model(folder: Path, name: str, **changes: object) -> Path:

@@ -154,10 +154,33 @@ def _args(fields: Mapping[str, Any], sections: Mapping[str, Any], file: str) -> 
             expected=_DIVIDER,
             fix=optimizer_groups.DROP,
         )
-    condition = scheduler.get(optimizer_groups.CONDITION)
+    condition = _condition(scheduler, optimizer, bool(fields.get("qk_layernorm")), file)
     args = {**fields, **optimizer, optimizer_groups.CONDITION: condition}
     # The model's own default for it is in the file. Bridge asks for it in the condition of Qwen3-Next alone (0.2, training/utils/weight_decay_utils.py).
     return args if condition == optimizer_groups.QWEN3_NEXT else {**args, optimizer_groups.EMBEDDING_STD: None}
+
+
+def _condition(scheduler: Mapping[str, Any], optimizer: Mapping[str, Any], has_norms: bool, file: str) -> Any:
+    """The condition of weight decay that a run follows. Until Bridge 0.5 it is the scheduler's; since 0.6 the optimizer says it, as Megatron-LM's does, and
+    what the scheduler says is passed by (training/config.py, `build_config_overrides`). `max_steps` of the scheduler came between them.
+
+    `NotCarried` for a model with norms of queries and keys whose optimizer decays them: 0.3 to 0.5 have its key, and do not look at it.
+    """
+    if _SINCE_0_6 in scheduler:
+        return None
+    condition, key = scheduler.get(optimizer_groups.CONDITION), optimizer_groups.QK_DECAYED
+    if optimizer.get(key) and condition is None and has_norms:
+        raise errors.NotCarried(
+            "whether the norms of queries and keys have weight decay can't be told: Bridge does what its optimizer says of them since 0.6",
+            file=file,
+            found=f"optimizer: {key} = true, and a scheduler of an earlier Bridge, without {_SINCE_0_6}",
+            expected=f"{_SINCE_0_6} in the scheduler, or {optimizer_groups.CONDITION} = {optimizer_groups.QWEN3_NEXT}",
+            fix=f"where the run was of main after June 11, 2026, write '{_SINCE_0_6}: null' into the scheduler of the file; or {optimizer_groups.DROP}",
+        )
+    return condition
+
+
+_SINCE_0_6 = "max_steps"
 
 
 def _section(sections: Mapping[str, Any], name: str) -> Mapping[str, Any]:

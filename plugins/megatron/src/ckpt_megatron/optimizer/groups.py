@@ -78,22 +78,22 @@ def decay_rule(args: Mapping[str, Any], bodies: Sequence[Mapping[str, Any]], fil
     0.16 decays them again. Its groups tell it: they say `default_config`.
     """
     kind = args.get(CONDITION)
-    if kind not in (None, _QK_DECAYED, QWEN3_NEXT):
+    if kind not in (None, QK_DECAYED, QWEN3_NEXT):
         raise errors.NotCarried(
             "which parameters have weight decay is decided by a condition that is not known",
             file=file,
             found=f"{CONDITION} = {kind!r:.60}",
-            expected=f"none, {_QK_DECAYED} or {QWEN3_NEXT}",
+            expected=f"none, {QK_DECAYED} or {QWEN3_NEXT}",
             fix=DROP,
         )
     skips = args.get(EMBEDDING_STD) is not None and not any("default_config" in body for body in bodies)
-    return DecayRule(bool(args.get(_QK_DECAYED)) or kind is not None, not skips)
+    return DecayRule(bool(args.get(QK_DECAYED)) or kind is not None, not skips)
 
 
 CONDITION = "no_weight_decay_cond_type"
 EMBEDDING_STD = "embedding_init_method_std"
 QWEN3_NEXT = "qwen3_next"
-_QK_DECAYED = "apply_wd_to_qk_layernorm"
+QK_DECAYED = "apply_wd_to_qk_layernorm"
 
 
 def said_of(body: Mapping[str, Any]) -> Divided:
