@@ -208,3 +208,6 @@ def test_a_conversion_that_is_not_finished(hf: Path, tmp_path: Path) -> None:
         assert f"repeat the command that writes {tmp_path / 'out'}:" in said(path)
     with pytest.raises(CkptError, match="not finished"):
         read_checkpoint(staging / "out", format="hf")
+    assert f"repeat the command that writes {tmp_path / 'out'}:" in said(tmp_path)
+    shutil.copytree(staging / "out", tmp_path / "whole")
+    assert f"fix: give {tmp_path / 'whole'}" in said(tmp_path)

@@ -127,6 +127,7 @@ def diagnosis(path: str, installed: list[str], recognised: Recognised) -> CkptEr
         or _foreign(folder, installed)
         or _foreign_inside(folder, installed)
         or _half(folder)
+        or _unfinished_inside(folder)
         or _unknown(folder, installed, recognised)
     )
 
@@ -162,9 +163,19 @@ def check_finished(path: str) -> None:
     """Raise for a path in the staging folder of a conversion: its files have their size from the start, and nothing in them tells what is not written yet."""
     place = os.path.abspath(path)
     while place != (above := os.path.dirname(place)):
-        if place.endswith(UNFINISHED) and os.path.isfile(os.path.join(place, JOURNAL)):
+        if _is_staging(place):
             raise _not_finished(path, place)
         place = above
+
+
+def _is_staging(folder: str) -> bool:
+    return folder.endswith(UNFINISHED) and os.path.isfile(os.path.join(folder, JOURNAL))
+
+
+def _unfinished_inside(folder: _Folder) -> CkptError | None:
+    """Nothing but conversions that are not finished."""
+    found = [folder.place(name) for name in folder.names if _is_staging(folder.place(name))]
+    return _not_finished(found[0].removesuffix(UNFINISHED), os.path.abspath(found[0])) if found else None
 
 
 def _not_finished(path: str, staging: str) -> CkptError:
@@ -180,7 +191,7 @@ def _not_finished(path: str, staging: str) -> CkptError:
 def absent(path: str) -> CkptError:
     """The error about a path where nothing is."""
     staging = path.rstrip(os.sep) + UNFINISHED
-    if os.path.isfile(os.path.join(staging, JOURNAL)):
+    if _is_staging(staging):
         return _not_finished(path, staging)
     missing = os.path.abspath(path)
     above = os.path.dirname(missing)
@@ -499,7 +510,9 @@ def _subfolders(folder: str) -> list[str]:
 
 def _below(folder: _Folder) -> Iterator[str]:
     """The folders one level down, and two levels down; the first thirty, and ten in each."""
-    inner = [name for name in folder.names if os.path.isdir(folder.place(name))][:30]
+    inner = [
+        name for name in folder.names if os.path.isdir(folder.place(name)) and not _is_staging(folder.place(name))
+    ][:30]
     yield from inner
     for name in inner:
         yield from (os.path.join(name, deeper) for deeper in _subfolders(folder.place(name))[:10])
