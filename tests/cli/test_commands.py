@@ -254,6 +254,17 @@ class TestVerify:
         body = ckpt("verify", model, converted, "--json").json
         assert body["passed"] and body["tensors"] == {"equal": 0, "as_recorded": 21} and body["differences"] == []
 
+    def test_what_differs_may_be_read_with_other_options(self, ckpt, model, tmp_path):
+        out = tmp_path / "out"
+        assert ckpt("convert", model, out, "--to", "toy", "-o", "flavour=sour").code == 0
+        assert "remark" not in ckpt("verify", model, out).out
+        data = bytearray((out / "toy.safetensors").read_bytes())
+        data[-1] ^= 1
+        (out / "toy.safetensors").write_bytes(data)
+        ran = ckpt("verify", model, out)
+        assert ran.code == 3 and "the conversion read the source with -o src.flavour=sour" in ran.out
+        assert "read the source with" not in ckpt("verify", model, out, "-o", "src.flavour=sour").out
+
     def test_changed_tensor(self, ckpt, model, converted):
         data = bytearray((converted / "toy.safetensors").read_bytes())
         data[-1] ^= 1

@@ -195,3 +195,19 @@ def test_a_format_that_is_asked_for_and_is_not_the_one(sharded: Path, format: st
         read_checkpoint(sharded, format=format)
     assert "leave --from out: it looks like hf" in str(raised.value)
     read_checkpoint(sharded)
+
+
+def test_a_conversion_that_is_not_finished(hf: Path, tmp_path: Path) -> None:
+    """Its files have their size and their headers, and holes in place of what is not written yet."""
+    staging = tmp_path / "out.ckpt-partial"
+    staging.mkdir()
+    hf.rename(staging / "out")
+    read_checkpoint(staging / "out")  # anybody's folder may have such a name
+    (staging / "journal.jsonl").write_text("{}")
+    for path in (tmp_path / "out", staging, staging / "out", next((staging / "out").glob("model-*"))):
+        assert f"repeat the command that writes {tmp_path / 'out'}:" in said(path)
+    with pytest.raises(CkptError, match="not finished"):
+        read_checkpoint(staging / "out", format="hf")
+    assert f"repeat the command that writes {tmp_path / 'out'}:" in said(tmp_path)
+    shutil.copytree(staging / "out", tmp_path / "whole")
+    assert f"fix: give {tmp_path / 'whole'}" in said(tmp_path)

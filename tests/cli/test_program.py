@@ -69,7 +69,7 @@ class TestImports:
 
 
 class TestEndings:
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
     def test_an_interrupted_conversion_continues(self, ckpt, model, tmp_path, monkeypatch, number, code):
         @contextlib.contextmanager
         def impatient(verb, **_):

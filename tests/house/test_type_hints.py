@@ -24,8 +24,11 @@ PUBLIC = (
 def names_of(module: ModuleType, seen: set[str]) -> Iterator[tuple[str, object]]:
     """The classes, methods and functions of ours that a module publishes, those of the modules among its names too."""
     seen.add(module.__name__)
-    for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
+    published = getattr(module, "__all__", None)
+    for name in published or [name for name in vars(module) if not name.startswith("_")]:
         found = getattr(module, name)
+        if inspect.ismodule(found) and not published:
+            continue  # a module of a package that somebody imported
         if inspect.ismodule(found):
             if found.__name__.startswith("ckpt_") and found.__name__ not in seen:
                 yield from names_of(found, seen)

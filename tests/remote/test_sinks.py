@@ -378,6 +378,21 @@ def test_a_claim_is_changed_for_uploads_that_are_gone(model: Path, bucket: Bucke
         assert_clean(bucket, spool)
 
 
+@pytest.mark.parametrize(("name", "count"), [("begin", 3), ("put", 1)])
+def test_no_upload_is_left_that_no_claim_knows(model: Path, bucket: Bucket, spool: Path, name: str, count: int) -> None:
+    def interrupted(called: str, number: int, after: bool) -> None:
+        if called == name and not after and bucket.calls.count(name) == count:
+            raise KeyboardInterrupt
+
+    bucket.fault = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, ADDRESS, to="hf", options={"max_shard_size": "40000"})
+    revive(bucket)
+    assert not bucket.uploads
+    convert(model, ADDRESS, to="hf", options={"max_shard_size": "40000"})
+    assert_clean(bucket, spool)
+
+
 def test_what_is_there_is_not_touched(model: Path, bucket: Bucket, spool: Path) -> None:
     bucket.keep(f"{ADDRESS}/notes.txt", b"mine")
     for asked, kind in (({}, CkptError), ({"overwrite": True}, UsageError)):
@@ -686,6 +701,13 @@ def test_nothing_goes_into_another_checkpoint(model: Path, bucket: Bucket, spool
 
 def plan_of(model: Path, to: str = "hf", **asked: object):
     return plan_conversion(model, ADDRESS, to=to, workers=1, **asked)
+
+
+def test_the_budget_of_memory_counts_the_library_of_a_store(model: Path, bucket: Bucket, tmp_path: Path) -> None:
+    """boto3 alone takes 34 MiB."""
+    local = plan_conversion(model, tmp_path / "out", to="hf", workers=1)
+    sent = plan_of(model)
+    assert sent.footprint > local.footprint + (34 << 20) and sent.hash == local.hash
 
 
 @pytest.mark.parametrize(("to", "asked"), [("hf", {}), ("nanotron", {"tp": 2}), ("megatron", {"tp": 2})])

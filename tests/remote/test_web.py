@@ -17,10 +17,10 @@ from safetensors.numpy import save_file
 from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError, FormatError, StoreError, UsageError
 from ckpt_core.receipt.places import RECEIPT
-from ckpt_core.storage.bytes.remote import http, localised, object_at, ranges, stand_in
+from ckpt_core.storage.bytes.remote import buckets, http, localised, object_at, ranges, stand_in
 from ckpt_core.storage.bytes.remote.http import Refused
 from ckpt_core.storage.bytes.remote.kept import Cache
-from ckpt_core.storage.bytes.remote.objects import Listing, Object
+from ckpt_core.storage.bytes.remote.objects import Hiccup, Listing, Object
 from ckpt_core.storage.bytes.remote.view import _stood
 from ckpt_core.storage.bytes.remote.web import _no
 from ckpt_core.storage.safetensors import read_header
@@ -272,6 +272,25 @@ def test_what_is_not_there_is_one_error(site: Site, tmp_path: Path) -> None:
         assert code in (1, 2), text
         assert words in text, text
         assert "secret" not in text and "Traceback" not in text
+
+
+def test_what_to_look_at_where_a_store_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in buckets._ENDPOINTS:
+        monkeypatch.delenv(name, raising=False)
+    bucket = object.__new__(buckets.Bucket)
+    bucket._root = "s3://bucket"
+    assert bucket._look("error sending request") is None
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert "AWS_ENDPOINT_URL" in bucket._look("error sending request")
+    bucket._root = "gs://bucket"
+    assert bucket._look("error sending request") is None
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in bucket._look("GET http://169.254.169.254/computeMetadata/v1/instance")
+
+    def silent() -> None:
+        raise Hiccup("nobody", look="see that it runs")
+
+    with pytest.raises(StoreError, match="see that it runs; or run the same command again later"):
+        ranges.again("gs://bucket/x", silent, 1)
 
 
 def test_what_signs_a_url_is_written_nowhere(site: Site, tmp_path: Path) -> None:

@@ -355,6 +355,37 @@ def test_groups_of_a_function_of_its_own_are_refused(tmp_path: Path) -> None:
                     open_checkpoint(tmp_path / "run", training_state="keep")
 
 
+@pytest.mark.parametrize(
+    ("said", "more", "position"),
+    [
+        ({"num_steps": 5, "reset_lr_steps": True, "if_init_step": False}, {"decay_steps": 90}, 2),
+        ({"num_steps": 5, "reset_lr_steps": False, "if_init_step": True}, {}, 7),  # a policy that does not begin anew
+        ({"num_steps": 8}, {"decay_steps": 90}, None),
+        ({}, {"decay_steps": 90}, None),
+    ],
+)
+def test_a_schedule_that_began_anew_stands_where_its_curve_does(
+    said: dict[str, Any], more: dict[str, Any], position: int | None, tmp_path: Path
+) -> None:
+    """`reset_lr` of NeMo: its first group remembers at which step the curve began (core/optim/lr_scheduler.py)."""
+    convert(
+        golden(MCORE).checkpoint, tmp_path / "nemo", to="nemo", options={"container": "ckpt"}, training_state="keep"
+    )
+    (common,) = (tmp_path / "nemo").glob("checkpoints/*/common.pt")
+    held = loosely(common)
+    (state,), (schedule,) = held["optimizer_states"], held["lr_schedulers"]
+    state.get("optimizer", state)["param_groups"][0]["reset_lr"] = said
+    schedule |= {"last_epoch": 7, **more}
+    torch.save(held, common)
+    if position is None:
+        with pytest.raises(CkptError, match="the step at which the learning rate began anew is none"):
+            open_checkpoint(tmp_path / "nemo", training_state="keep")
+        return
+    with open_checkpoint(tmp_path / "nemo", training_state="keep") as source:
+        assert source.training is not None
+        assert (source.training.schedule.position, source.training.iterations) == (position, 7)
+
+
 def test_a_chain_of_data_ranks_is_written_as_zero1_cuts_it(tmp_path: Path) -> None:
     one = golden(ZERO1)
     options = {"dp": one.case["dp"], "undecayed": "norms"}

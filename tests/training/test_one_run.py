@@ -130,6 +130,19 @@ def test_a_file_that_says_otherwise_is_refused(name: str, made: Callable[[str], 
     assert read_checkpoint(copy, training_state="auto").training is None
 
 
+def test_betas_may_be_tensors(made: Callable[[str], Path], tmp_path: Path) -> None:
+    """As torch takes them since 2.7 (optim/adam.py): what they are in float32 is what the optimizer steps with."""
+    betas = torch.tensor(0.9), torch.tensor(0.98, dtype=torch.float64)
+    copy = changed(made("trainer"), tmp_path / "run", "optimizer.pt", with_groups(betas=betas))
+    found = read_checkpoint(copy, training_state="keep").training
+    assert found is not None and {group.betas for group in found.groups} == {(float(betas[0]), 0.98)}
+    assert float(betas[0]) != 0.9
+    for wrong in ((torch.tensor([0.9, 0.9]), 0.9), (torch.tensor(float("nan")), 0.9)):
+        copy = changed(made("trainer"), tmp_path / str(len(str(wrong))), "optimizer.pt", with_groups(betas=wrong))
+        with pytest.raises(CkptError, match="betas of the optimizer is not a number"):
+            read_checkpoint(copy, training_state="keep")
+
+
 def on_the_device(held: dict[str, Any]) -> None:
     """As with `capturable`, where the optimizer is part of a CUDA graph."""
     for body in groups_in(held):

@@ -35,6 +35,7 @@ from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt, find_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
 from ckpt_core.storage.bytes.home import at_home
+from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.remote import localised, stand_in
 from ckpt_core.storage.bytes.remote.ranges import noting_failures
 from ckpt_core.storage.bytes.remote.writable import writable
@@ -83,6 +84,10 @@ T = TypeVar("T")
 def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
     """The plugin that reads `path`, and why. Raises if none or several recognise it."""
     check_format(name, "format")
+    if UNFINISHED in os.path.abspath(path):
+        from ckpt_core.diagnosis import check_finished
+
+        check_finished(path)
     if name is not None:
         return require(name), "asked for with --from"
     if not os.path.exists(path):
@@ -471,7 +476,8 @@ def plan_conversion(
     ranks = {"tp": tp, "pp": pp, "ep": ep}
     given = options_of(options)
     place = path_of(dst, "dst")
-    if writable(place) is None:  # said before a large source is looked at
+    store = writable(place)
+    if store is None:  # said before a large source is looked at
         if place.startswith("~"):
             from ckpt_core.diagnosis import check_expanded
 
@@ -509,7 +515,9 @@ def plan_conversion(
         "options": given,
     }
     asked |= {} if training_state is None else {"training_state": training_state}
-    return make_plan(checkpoint, target, memory=memory, workers=workers, options=asked, apart=apart)
+    return make_plan(
+        checkpoint, target, memory=memory, workers=workers, options=asked, apart=apart, sent=store is not None
+    )
 
 
 def _state_wanted(writer: Plugin, asked: str | None) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from ckpt_core.errors import CkptError, FormatError, ProblemsFound, nearest
 from ckpt_core.lean import dataclass
 from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.bytes.names import JOURNAL, UNFINISHED
 from ckpt_core.storage.bytes.pointers import LONGEST
 from ckpt_core.storage.documents import read_json
 
@@ -126,6 +127,7 @@ def diagnosis(path: str, installed: list[str], recognised: Recognised) -> CkptEr
         or _foreign(folder, installed)
         or _foreign_inside(folder, installed)
         or _half(folder)
+        or _unfinished_inside(folder)
         or _unknown(folder, installed, recognised)
     )
 
@@ -157,8 +159,40 @@ def check_expanded(path: str) -> None:
         raise CkptError("the destination's parent folder does not exist", file=home, fix=_UNEXPANDED)
 
 
+def check_finished(path: str) -> None:
+    """Raise for a path in the staging folder of a conversion: its files have their size from the start, and nothing in them tells what is not written yet."""
+    place = os.path.abspath(path)
+    while place != (above := os.path.dirname(place)):
+        if _is_staging(place):
+            raise _not_finished(path, place)
+        place = above
+
+
+def _is_staging(folder: str) -> bool:
+    return folder.endswith(UNFINISHED) and os.path.isfile(os.path.join(folder, JOURNAL))
+
+
+def _unfinished_inside(folder: _Folder) -> CkptError | None:
+    """Nothing but conversions that are not finished."""
+    found = [folder.place(name) for name in folder.names if _is_staging(folder.place(name))]
+    return _not_finished(found[0].removesuffix(UNFINISHED), os.path.abspath(found[0])) if found else None
+
+
+def _not_finished(path: str, staging: str) -> CkptError:
+    staging = staging if os.path.isabs(path) else os.path.relpath(staging)
+    return CkptError(
+        "a conversion to this path is not finished",
+        file=path,
+        found=staging,
+        fix=f"repeat the command that writes {staging.removesuffix(UNFINISHED)}: what is done is kept",
+    )
+
+
 def absent(path: str) -> CkptError:
     """The error about a path where nothing is."""
+    staging = path.rstrip(os.sep) + UNFINISHED
+    if _is_staging(staging):
+        return _not_finished(path, staging)
     missing = os.path.abspath(path)
     above = os.path.dirname(missing)
     while not os.path.isdir(above):
@@ -476,7 +510,9 @@ def _subfolders(folder: str) -> list[str]:
 
 def _below(folder: _Folder) -> Iterator[str]:
     """The folders one level down, and two levels down; the first thirty, and ten in each."""
-    inner = [name for name in folder.names if os.path.isdir(folder.place(name))][:30]
+    inner = [
+        name for name in folder.names if os.path.isdir(folder.place(name)) and not _is_staging(folder.place(name))
+    ][:30]
     yield from inner
     for name in inner:
         yield from (os.path.join(name, deeper) for deeper in _subfolders(folder.place(name))[:10])

@@ -139,6 +139,23 @@ def test_a_config_that_names_no_class_is_told_which_one_fits(name: str, tmp_path
         assert fingerprint(folder, options={"read_as": class_name}) == expected
 
 
+@pytest.mark.parametrize("name", ["llama-headless", "llama-scored", "llama"])
+def test_another_class_is_answered_with_the_one_whose_tensors_these_are(name: str, tmp_path: Path) -> None:
+    write_ir(tmp_path / "ir", example(name, hidden=216))
+    convert(tmp_path / "ir", tmp_path / "hf", to="hf")
+    expected, folder = fingerprint(tmp_path / "hf"), tmp_path / "hf"
+    (class_name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    change(folder, architectures=["LlamaForScoring"])
+    with pytest.raises(CkptError, match=f"insist with -o read_as={class_name}$"):
+        read_checkpoint(folder)
+    assert fingerprint(folder, options={"read_as": class_name}) == expected
+    held = load_file(folder / "model.safetensors")
+    save_file({f"{name}.other": tensor for name, tensor in held.items()}, folder / "model.safetensors")
+    with pytest.raises(CkptError) as refusal:
+        read_checkpoint(folder)
+    assert "'LlamaForScoring'" in str(refusal.value) and refusal.value.fix is None
+
+
 def test_where_no_class_fits_what_is_missing_is_named(folder: Path) -> None:
     held = load_file(folder / "model.safetensors")
     save_file(

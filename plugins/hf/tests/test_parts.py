@@ -25,6 +25,7 @@ from ckpt_core.errors import CkptError
 from ckpt_core.reference import Inputs, forward
 from ckpt_core.storage.bytes import Excerpt
 from ckpt_core.storage.bytes.output import Checksum
+from ckpt_core.testing import example, write_ir
 from ckpt_hf.config import BY_TYPE
 from ckpt_hf.parts import language_in
 from ckpt_hf.wholes import LANGUAGES, WHOLES
@@ -399,6 +400,15 @@ def test_another_language_model_is_refused_by_its_facts(language: Path, tmp_path
         "attention.norm.eps = 1e-05, and 1e-06 there",
         "attention.rotary.theta = 5000.0, and 1000000.0 there",
     ):
+        assert words in str(refusal.value)
+    assert_nothing_at(tmp_path / "out")
+
+
+def test_a_language_model_of_another_class_is_refused_by_its_facts(tmp_path: Path) -> None:
+    model = write_ir(tmp_path / "ir", example("llama"))
+    with pytest.raises(CkptError, match="the language model of that folder is another one") as refusal:
+        convert(model, tmp_path / "out", to="hf", options={"into": str(GOLDEN.source)})
+    for words in (str(GOLDEN.source), "attention.qk_norm.kind = None, and rms there", "hidden = ", ", and 28 there"):
         assert words in str(refusal.value)
     assert_nothing_at(tmp_path / "out")
 

@@ -52,7 +52,7 @@ def show(launch: Launch) -> None:
             text = shell_text(argument.words) or f"{argument.name}: {argument.value}"
             say(f"#   {text}" + ("" if argument.default is UNKNOWN else f"    (its own: {argument.default})"))
     else:
-        told = f"is told {'by this file' if launch.document else 'here'} what the model is; the checkpoint gives it weights alone"
+        told = f"is told {'by this file' if launch.document else 'here'} what the model is, and takes nothing of that from the checkpoint"
         say(f"# {launch.framework} {'finds in the checkpoint what the model is' if taken else told}.")
     if not launch.document:
         for argument in silent:

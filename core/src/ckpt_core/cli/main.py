@@ -98,7 +98,7 @@ def cli() -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would be."""
+    """SIGTERM, or SIGHUP of a terminal that is closed, raised where Ctrl-C would be."""
 
 
 def _terminate(*_: object) -> None:
@@ -114,7 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["help"]:  # `ckpt help convert`, as of other programs
         arguments = [*arguments[1:], "--help"]
     as_json = "--json" in arguments
-    before = signal.signal(signal.SIGTERM, _terminate)
+    ends = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # `nohup` has it ignored
+        ends.append(signal.SIGHUP)
+    before = {one: signal.signal(one, _terminate) for one in ends}
     collection = gc.get_threshold()
     gc.set_threshold(COLLECTION)
     try:
@@ -131,7 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error, as_json)
     finally:
         gc.set_threshold(*collection)
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _report(error: BaseException, as_json: bool) -> int:

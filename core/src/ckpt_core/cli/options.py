@@ -12,7 +12,7 @@ import click
 
 from ckpt_core.cli.mistakes import OneOf, named
 from ckpt_core.cli.names import PATH, FormatName, OptionOfFormat, those_that_begin
-from ckpt_core.errors import CkptError, ProblemsFound, UsageError
+from ckpt_core.errors import CkptError, ProblemsFound, UsageError, did_you_mean
 from ckpt_core.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -188,8 +188,12 @@ def for_each_side(
             continue
         takers = [number for number in (0, 1) if key in known[number]]
         if not takers:
-            expected = ", ".join(sorted(known[0] | known[1])) or "no options"
-            raise UsageError(f"neither format has a read option {key!r}", expected=expected)
+            every = sorted(known[0] | known[1])
+            raise UsageError(
+                f"neither format has a read option {key!r}",
+                expected=", ".join(every) or "no options",
+                fix=did_you_mean(key, every),
+            )
         for number in takers:
             sides[number][key] = value
     return sides

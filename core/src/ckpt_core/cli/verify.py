@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +162,9 @@ def command(
 
         draw(report, tolerance, plot)
     passed = verdict.passed and (report is None or report.within(tolerance))
+    if not verdict.passed and recorded:
+        words = _asked_then(recorded, source, source_options)
+        verdict.remarks += [f"the conversion read the source with {words}: give that here, too"] if words else []
     if as_json:
         emit_json(
             {"passed": passed, "source": src, "destination": dst, **verdict_json(verdict, recorded, report, tolerance)}
@@ -172,6 +177,21 @@ def command(
             show_row_parallel(summed)
         say(paint("verified", "green") if passed else paint("different", "red"))
     return 0 if passed else 3
+
+
+def _asked_then(recorded: Receipt, source: Checkpoint, options: Mapping[str, str]) -> str:
+    """The options by which the recorded conversion read its source, and that are not given now, as they are typed."""
+    from ckpt_core.plugins.discovery import require
+
+    declared = {one.name for one in require(source.format).info.options if one.side != "write"}
+    plain = {name: value for name, value in recorded.options.items() if not name.startswith(("src.", "dst."))}
+    given = plain | {name[4:]: value for name, value in recorded.options.items() if name.startswith("src.")}
+    return shlex.join(
+        word
+        for name, value in given.items()
+        if name in declared - options.keys()
+        for word in ("-o", f"src.{name}={value}")
+    )
 
 
 def _check_run(prompt: str | None, plot: str | None) -> None:

@@ -43,6 +43,8 @@ _INTERPRETER = 44 << 20  # with NumPy, the tables of all plugins, and what a sma
 # What planning takes for each block that is read, for each that is written, what more for one of either that is stored as codes and scales, and for
 # each piece of a file that is known already: measured for the plans of benchmarks/plan_time.py, to within a third.
 _PER_READ, _PER_WRITTEN, _PER_CODED, _PER_LITERAL = 900, 650, 500, 200
+_READING = 16 << 20  # obstore with its connections
+_SENDING = 48 << 20  # boto3 or Azure's library, with what is on its way
 _PER_PIECE = 2000  # of a tensor that is cut: its transfer, and the result that is kept until the end
 _BUFFERS = 6  # chunk-sized buffers a transfer may hold at once: raw, decoded, mapped, encoded, packed, near
 
@@ -53,7 +55,8 @@ class Plan:
 
     `tensors` are the transfers of whole canonical tensors, in the order of the target; `transfers` what is carried out.
     `memory` is the budget of this process, or, where workers are processes `apart`, of each of them and of this one. Each of those carries
-    out `threads` transfers at a time; `grows`: `workers` are those of a cluster that are there, and others that join it are used too.
+    out `threads` transfers at a time; `grows`: `workers` are those of a cluster that are there, and others that join it are used too. `libraries` are
+    the bytes that the libraries of stores take.
     """
 
     source: Checkpoint
@@ -65,6 +68,7 @@ class Plan:
     apart: bool = False
     threads: int = 1
     grows: bool = False
+    libraries: int = 0
 
     @property
     def bytes_read(self) -> int:
@@ -112,7 +116,7 @@ class Plan:
     @functools.cached_property
     def footprint(self) -> int:
         """The part of `peak_memory` that the plan itself takes, whatever is moved."""
-        return _footprint(self.target, [tensor.deliveries for tensor in self.tensors])
+        return self.libraries + _footprint(self.target, [tensor.deliveries for tensor in self.tensors])
 
     def spread(self, workers: int, threads: int, grows: bool = False) -> Plan:
         """The same plan for so many workers, where a process carries out `threads` transfers at a time; `grows`: for those that join later, too."""
@@ -211,11 +215,12 @@ def make_plan(
     workers: int | None = None,
     options: Mapping[str, object] | None = None,
     apart: bool = False,
+    sent: bool = False,
 ) -> Plan:
     """Check the target against its architecture and cut the work into transfers within a memory budget (bytes).
 
     Without a budget it is `DEFAULT_MEMORY`, or as much as it takes where the plan itself leaves too little of that. Workers that
-    are `apart`, in processes or on machines of their own, have the budget each.
+    are `apart`, in processes or on machines of their own, have the budget each. `sent`: the output goes to a store.
     """
     workers = workers or min(4, os.cpu_count() or 1)
     expected = dict(target.parameters)
@@ -233,7 +238,8 @@ def make_plan(
                 CkptError(f"{delivered} elements of {parameter} are written", expected="all of them, in whole copies")
             )
     problems.raise_any()
-    footprint = _footprint(target, deliveries.values())
+    libraries = _SENDING * sent + _READING * any(state.remote is not None for state in source.files)
+    footprint = libraries + _footprint(target, deliveries.values())
     together = 1 if apart else workers
     least = _bytes_to_encode(delivery for one in deliveries.values() for delivery in one)
     if memory is None:
@@ -247,7 +253,7 @@ def make_plan(
     for name, assembly in watched(target.moved).items():
         outgoing = tuple(deliveries[name])
         tensors.append(uncut(assembly, outgoing, _chunk_elements(assembly, outgoing, budget)))
-    return Plan(source, target, tensors, workers, memory, options or {}, apart)
+    return Plan(source, target, tensors, workers, memory, options or {}, apart, libraries=libraries)
 
 
 def _budget(memory: int, taken: int, together: int, least: int) -> int:

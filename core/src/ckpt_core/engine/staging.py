@@ -38,14 +38,13 @@ from ckpt_core.errors import BeingWritten, CkptError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import naming, pwrite_all, written
-from ckpt_core.storage.bytes.names import UNFINISHED
+from ckpt_core.storage.bytes.names import JOURNAL, UNFINISHED
 from ckpt_core.storage.bytes.output import OutputFile
 
 SUFFIX = UNFINISHED
 TOKEN = "token"
 KEPT = "then repeat the same command: what is done is kept"
 SOURCE_CHANGED = "one of the same options, of the source as it was then", "one of the source as it is: it changed"
-_JOURNAL = "journal.jsonl"
 _FIRST_BYTES = b'{"ckpt": "'  # of every journal
 _SYNCS = 8
 # The answers of a file system that lacks a call. The conversion then goes on without the call.
@@ -77,7 +76,7 @@ class Staging:
         self.token = os.urandom(16).hex()
         self._beside = [os.path.join(self.folder, name) for name in (TOKEN, STATES)]
         self._plan = plan
-        self._journal_path = os.path.join(self.folder, _JOURNAL)
+        self._journal_path = os.path.join(self.folder, JOURNAL)
         self._receipt = receipt_beside(self.destination)
         self._aside = {
             self.destination: os.path.join(self.folder, "replaced"),
@@ -156,11 +155,11 @@ class Staging:
         except FileNotFoundError:
             data = b""
             if not set(os.listdir(self.folder)) <= {"out"}:
-                self._refuse(f"a folder without a {_JOURNAL}")
+                self._refuse(f"a folder without a {JOURNAL}")
         if data[: len(_FIRST_BYTES)] != _FIRST_BYTES[: len(data)]:
-            self._refuse(f"a {_JOURNAL} of something else")
+            self._refuse(f"a {JOURNAL} of something else")
         if b"\n" not in data and any(self._files()):  # a run that was killed at its start has no files yet
-            self._refuse(f"files, but no {_JOURNAL} that says of which conversion")
+            self._refuse(f"files, but no {JOURNAL} that says of which conversion")
 
     def _check_files(self) -> None:
         """Refuse an `out/` with anything but regular files of this plan in real folders."""
@@ -193,7 +192,7 @@ class Staging:
             "what lies in the place of the staging folder was not made by this conversion",
             file=file or self.folder,
             found=found,
-            expected=f"nothing, or a folder that ckpt made, with its {_JOURNAL}",
+            expected=f"nothing, or a folder that ckpt made, with its {JOURNAL}",
             fix="move it away, or choose another name for the output",
         )
 
@@ -234,12 +233,12 @@ class Staging:
             raise
         except OSError as error:
             if error.errno == errno.ELOOP:
-                self._refuse(f"a {_JOURNAL} that is a link", self._journal_path)
+                self._refuse(f"a {JOURNAL} that is a link", self._journal_path)
             raise
         with os.fdopen(descriptor, "rb") as journal:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                self._refuse(f"a {_JOURNAL} that is not a file of its own", self._journal_path)
+                self._refuse(f"a {JOURNAL} that is not a file of its own", self._journal_path)
             return journal.read()
 
     def is_published(self) -> bool:

@@ -15,7 +15,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Set
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from ckpt_core.engine.claim import Claim, Tell, who
@@ -109,15 +109,12 @@ class Uploads:
         def begin(path: str) -> None:
             self._names[path] = self._begin(path)
 
-        beginning = [self._pool.submit(begin, path) for path in self._files]
         try:
-            for one in beginning:
+            for one in [self._pool.submit(begin, path) for path in self._files]:
                 one.result()
             self._claim.make({"uploads": self._names, "parts": self._shapes})
-        except CkptError:
-            for one in beginning:
-                one.cancel()
-            wait(beginning)
+        except BaseException:  # Ctrl-C, too: no claim knows these uploads
+            self._end()
             for upload in self._names.items():
                 with contextlib.suppress(CkptError):
                     self._abort(upload)

@@ -25,7 +25,7 @@ def project(name: str, container: str = "safetensors", config: str = "json") -> 
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} can't be the name of a format",
-            expected="small letters and digits, in words between hyphens: my-format",
+            expected="small letters and digits, a letter first, in words between hyphens: my-format",
         )
     title = "".join(word.capitalize() for word in name.split("-"))
     words = {

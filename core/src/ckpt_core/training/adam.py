@@ -10,6 +10,7 @@ from ckpt_core.errors import FormatError, NotCarried
 from ckpt_core.lazily import hints_in
 from ckpt_core.ledger import Loss
 from ckpt_core.storage.bytes.files import FileState
+from ckpt_core.storage.dtypes import FP64
 from ckpt_core.storage.pickle.opaque import brief
 from ckpt_core.storage.tensor import StoredTensor
 from ckpt_core.tensors.assembly import of_shards, whole
@@ -89,17 +90,26 @@ def group_of(said: Mapping[str, Any], names: Iterable[str], file: str, others: C
 
 
 def _without_tensors(said: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A group with numbers in the place of tensors of one element, which the learning rate is of an optimizer in a CUDA graph (`capturable`)."""
-    kept = [value for value in said.values() if isinstance(value, StoredTensor)]
+    """A group with numbers in the place of tensors of one element, which the learning rate is of an optimizer in a CUDA graph (`capturable`), and betas may be."""
+    kept = [one for value in said.values() for one in _each(value) if isinstance(one, StoredTensor)]
     if not kept:
         return said
     from ckpt_core.tensors.source import SourceFiles
 
     source = SourceFiles({value.file: FileState.of(value.file) for value in kept}.values())
     try:
-        return {key: scalar(value, source) for key, value in said.items()}
+        return {
+            key: type(value)(scalar(one, source) for one in value)
+            if isinstance(value, list | tuple)
+            else scalar(value, source)
+            for key, value in said.items()
+        }
     finally:
         source.close()
+
+
+def _each(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def kind_of(groups: Iterable[Mapping[str, Any]], file: str) -> str:
@@ -302,9 +312,11 @@ def scalar(value: object, source: SourceFiles) -> object:
     if not isinstance(value, StoredTensor) or value.elements != 1:
         return value
     box = tuple((0, 1) for _ in value.shape)
+    tensor = of_shards(_STEP, value.shape, whole(value))
     if not value.dtype.floating:
-        return int(source.read(of_shards(_STEP, value.shape, whole(value)), box).item())
-    return float(source.floats(of_shards(_STEP, value.shape, whole(value)), box).item())
+        return int(source.read(tensor, box).item())
+    read = source.read if value.dtype == FP64 else source.floats  # `floats` are float32
+    return float(read(tensor, box).item())
 
 
 def _counted(value: object, name: str, file: str) -> int:

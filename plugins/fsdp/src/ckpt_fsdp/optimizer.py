@@ -87,7 +87,7 @@ def training_beside(where: Place, model: SavedTensors) -> reading.SavedTraining 
         raise FormatError(f"the moments of {name!r} are of no group of the optimizer", file=described)
     progress = progress_beside(where.home, step, groups, described)
     progress.ledger.carried(
-        ledgers.OPTIMIZER.what, described, *keys, *(key for key in held.objects if _GROUP.fullmatch(key))
+        ledgers.OPTIMIZER.what, described, *keys, *filter(_GROUP.fullmatch, [*held.objects, *held.tensors])
     )
     if folder == beside:
         progress.ledger.carried(ledgers.OPTIMIZER.what, beside)

@@ -6,7 +6,7 @@ model, a bare model, a classifier and a reward model. `auto_map` names code in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ckpt_core.sdk import CkptError, errors, ledgers
@@ -28,10 +28,13 @@ _ENDS = {
 }
 
 
-def family_of(config: Mapping[str, object], file: str, read_as: str = "") -> Family:
+def family_of(
+    config: Mapping[str, object], file: str, read_as: str = "", fitting: Callable[[], list[str]] | None = None
+) -> Family:
     """The family of the class that a config names, by `architectures` and `model_type`; `read_as` overrules both.
 
-    Raises an error that names the class where it is none that is read.
+    Raises an error that names the class where it is none that is read, and proposes one: the usual one of the type or, where it is known what the
+    tensors are called, one of those that are `fitting`.
     """
     if read_as:
         return _called(read_as)
@@ -48,7 +51,7 @@ def family_of(config: Mapping[str, object], file: str, read_as: str = "") -> Fam
     families = {id(family): family for family in classes.values() if family is not None}
     unknown = [name for name, family in classes.items() if family is None]
     if unknown or len(families) != 1:
-        raise _not_read(kind, unknown or named, file)
+        raise _not_read(kind, unknown or named, file, fitting)
     return next(iter(families.values()))
 
 
@@ -112,17 +115,21 @@ def _class_of(kind: str, name: str) -> Family | None:
     return next((family for family in classes_of(kind) if name in family.class_names), None)
 
 
-def _not_read(kind: str, named: list[str], file: str) -> CkptError:
+def _not_read(kind: str, named: list[str], file: str, fitting: Callable[[], list[str]] | None) -> CkptError:
     known = [family.class_name for family in classes_of(kind)]
     what = next(
         (said for end, said in _ENDS.items() if named[0].endswith(end)), "it is none of transformers' that is read"
     )
     if any(named[0] in family.class_names for family in FAMILIES):
         what = f"its configs are of another model_type than {kind!r}"
+    proposed = known[:1] if fitting is None else fitting()
+    elsewhere = "" if fitting is not None else ", or, where format hf does not read them, write that into the file"
+    options = " or ".join(f"-o read_as={name}" for name in proposed)
+    fix = f"if the weights are those of {' or '.join(proposed)} all the same, insist with {options}{elsewhere}"
     return CkptError(
         f"the class {', '.join(map(repr, named))} of key 'architectures' is not read as {kind}: {what}",
         file=file,
         found=f"architectures = {named}",
         expected=" or ".join(known),
-        fix=f"if the weights are those of {known[0]} all the same, insist with -o read_as={known[0]}, or, where format hf does not read them, write that into the file",
+        fix=fix if proposed else None,
     )

@@ -133,8 +133,14 @@ def _stored(folder: str) -> dict[str, StoredTensor]:
 
 def _fitting(checkpoint: Checkpoint, own: Checkpoint, model_type: str, folder: str) -> Fit:
     """The language model as the class of the folder's own holds it, which must be the same model."""
-    fit = choose(checkpoint, model_type)
-    one, two = facts_of(fit.model.architecture), facts_of(own.architecture)
+    two = facts_of(own.architecture)
+    try:
+        fit = choose(checkpoint, model_type)
+        one = facts_of(fit.model.architecture)
+    except (Refusal, errors.ProblemsFound):  # its class says the first fact that it lacks, and of no folder
+        one = facts_of(checkpoint.architecture)
+        if not schema.differing(one, two):
+            raise
     apart = schema.differing(one, two)
     if not apart:
         return fit

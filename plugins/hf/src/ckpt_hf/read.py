@@ -82,8 +82,13 @@ def read(path: str, request: ReadRequest) -> Description:
     read_as = str(request.options.get("read_as") or "")
     if part and read_as:
         raise errors.UsageError("-o part and -o read_as both say what the weights are", fix="give one of them")
-    family = part.family if part else family_of(config, config_file, read_as)
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
+
+    family = (
+        part.family
+        if part
+        else family_of(config, config_file, read_as, lambda: _fitting(config, config_file, folder, weights))
+    )
     stored = read_tensors(folder, weights.files, weights.index)
     said_of_codes = with_side_file(said_of_codes, folder, config, ledger)
     quantised = folded(stored.tensors, said_of_codes, ledger, folder)
@@ -170,6 +175,14 @@ def read(path: str, request: ReadRequest) -> Description:
         training=(lambda: _training_beside(folder, family, arrangement, architecture)) if beside else None,
         natives=match.natives,
     )
+
+
+def _fitting(config: dict[str, Any], file: str, folder: str, weights: WeightSet) -> list[str]:
+    """The classes of the type of a config that fit the tensors of a folder, by their names."""
+    from ckpt_hf.unnamed import fitting
+
+    stored = read_tensors(folder, weights.files, weights.index)
+    return fitting(config, file, stored.tensors.keys(), stored.are_same)
 
 
 def _check_class(config: dict[str, Any], file: str, family: Family, stored: StoredFiles, given: bool) -> None:

@@ -11,6 +11,11 @@ from ckpt_hf.config import classes_of
 from ckpt_hf.names import NOTHING, matching
 
 
+def fitting(config: Mapping[str, Any], file: str, names: Collection[str], same: Same) -> list[str]:
+    """The classes of the `model_type` of a config that explain all tensors of these `names`, and lack none."""
+    return [family.class_name for family in _fitting(config, file, names, same)]
+
+
 def check_class(
     config: Mapping[str, Any], file: str, family: Family, names: Collection[str], same: Same, fix: str
 ) -> None:
@@ -19,14 +24,14 @@ def check_class(
     """
     if config.get("architectures"):
         return
-    fitting = [other.class_name for other in _fitting(config, file, names, same) if other is not family]
-    if fitting:
+    others = [name for name in fitting(config, file, names, same) if name != family.class_name]
+    if others:
         raise CkptError(
             f"the config does not name the class of the model, and the tensors are not those of {family.class_name}",
             file=file,
-            found=f"model_type = {config.get('model_type')!r}, and the tensors of {' or '.join(fitting)}",
+            found=f"model_type = {config.get('model_type')!r}, and the tensors of {' or '.join(others)}",
             expected="key 'architectures'",
-            fix=" or ".join(fix.format(name) for name in fitting),
+            fix=" or ".join(fix.format(name) for name in others),
         )
 
 

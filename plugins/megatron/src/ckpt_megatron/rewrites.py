@@ -140,7 +140,7 @@ def check_ranks(architecture: Architecture, layout: FileLayout) -> None:
             )
         problems.raise_any()
     if layout.ep > 1 and not moe:
-        problems.add(Refusal("expert parallel ranks need experts", found=f"ep={layout.ep}"))
+        problems.add(Refusal("expert parallel ranks need experts", found=f"ep={layout.ep}", fix="leave --ep out"))
     mlps = [layer.mlp for layer in layers if layer.mlp]
     clamped = any(mlp.clamp is not None or mlp.up_offset for mlp in mlps)
     if layout.container == "torch" and layout.tp > 1 and clamped and biased_experts(architecture):

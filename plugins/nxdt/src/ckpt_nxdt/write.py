@@ -158,7 +158,7 @@ def _ranks(request: WriteRequest, copies: int, config: Mapping[str, Any]) -> Ran
     given = None if text is None else given_cuts(str(text))
     stages = pipeline_ranks(int(config["num_hidden_layers"]), pp, vpp, given)
     if ep > 1 and "num_local_experts" not in config:
-        raise Refusal("expert parallel ranks need experts", found=f"ep={ep}")
+        raise Refusal("expert parallel ranks need experts", found=f"ep={ep}", fix="leave --ep out")
     return Ranks(request.tp or 1, pp, ep, vpp, copies, tuple(stages), tuple(given or ()))
 
 

@@ -3,3 +3,5 @@
 RECEIPT = "ckpt-receipt.json"
 UNFINISHED = ".ckpt-partial"
 """What is behind the name of an output that is not finished: of a folder on this machine, of an object in a store."""
+JOURNAL = "journal.jsonl"
+"""What is done of it, in that folder."""

@@ -34,8 +34,10 @@ from ckpt_nemo.container.saved import Rank, SavedCheckpoint
 STATES = "optimizer_states"
 _DROP = "convert the weights alone, with --training-state drop"
 
-_KEYS = ("is_expert",)
-"""What NeMo says of a group besides the hyper-parameters of Adam (2.0, modules/common/megatron/utils.py, `get_params_for_weight_decay_optimization`)."""
+_RESET = "reset_lr"
+_KEYS = ("is_expert", _RESET)
+"""What NeMo says of a group besides the hyper-parameters of Adam (2.0, modules/common/megatron/utils.py, `get_params_for_weight_decay_optimization`, and
+megatron_gpt_model.py)."""
 
 Chunks = Sequence[Mapping[str, StoredTensor]]
 """The parameters of a rank by name, in the order of its modules: a mapping for each virtual pipeline stage."""
@@ -104,7 +106,29 @@ def saved_training(
     )
     name = os.path.basename(os.path.normpath(saved.place))
     progress = lightning.progress_in(saved.content, name, found.where, found.files)
+    _begin_anew(progress, found)
     return lightning.continued(made, progress, files, counts_anew=False)
+
+
+def _begin_anew(progress: lightning.Progress, found: FoundOptimizer) -> None:
+    """Take the steps before a schedule began anew from its position.
+
+    With `reset_lr` the curve of CosineAnnealing starts where a run goes on, and the first group remembers after how many steps that was (2.0,
+    core/optim/lr_scheduler.py, `WarmupAnnealHoldPolicy.get_lr`). Other schedules, which keep no `decay_steps`, go on.
+    """
+    said, schedule = found.bodies[0].get(_RESET), progress.schedule
+    if said is None or schedule.position is None or "decay_steps" not in schedule.native.get("lightning", {}):
+        return
+    before = said.get("num_steps") if isinstance(said, dict) else None
+    if type(before) is not int or not 0 <= before <= schedule.position:
+        raise FormatError(
+            "the step at which the learning rate began anew is none",
+            file=found.where,
+            found=f"{_RESET}: {torch_files.brief(before if isinstance(said, dict) else said)}",
+            expected=f"num_steps, at most {schedule.position}, where the schedule stands",
+            fix=_DROP,
+        )
+    progress.schedule = replace(schedule, position=schedule.position - before)
 
 
 # --- rank files ------------------------------------------------------------------------------------------------------

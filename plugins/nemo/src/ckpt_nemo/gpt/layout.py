@@ -105,7 +105,7 @@ class FileLayout:
         layers = architecture.decoder.layers if architecture.decoder else ()
         moe = any(layer.moe for layer in layers)
         if self.ep > 1 and not moe:
-            problems.add(Refusal("expert parallel ranks need experts", found=f"ep={self.ep}"))
+            problems.add(Refusal("expert parallel ranks need experts", found=f"ep={self.ep}", fix="leave --ep out"))
         elif self.ep > 1 and self.backend == "ranks":
             problems.add(
                 Refusal("rank files have no expert parallel ranks", found=f"ep={self.ep}", fix="use -o backend=zarr")

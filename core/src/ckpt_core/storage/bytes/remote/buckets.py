@@ -32,9 +32,12 @@ _AZURE = (
 _WORD = {word: re.compile(f"<{word}>(.*?)</{word}>", re.DOTALL) for word in ("Code", "Message")}
 _REGION = re.compile(r"<Region>([a-z0-9-]{1,40})</Region>")
 _QUERY = re.compile(r"(https?://[^\s?]+)\?\S*")
-_SETTINGS = (
-    "see that the bucket exists, and set credentials and region in the environment (AWS_..., GOOGLE_..., AZURE_...)"
-)
+_SETTINGS = {
+    "s3": "see that the bucket exists, and set credentials and region in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION)",
+    "gs": "see that the bucket exists, and set GOOGLE_APPLICATION_CREDENTIALS to the key of a service account, or log in (gcloud auth application-default login); for a bucket that everybody may read GOOGLE_SKIP_SIGNATURE=true",
+    "az": "see that the container exists, and look at AZURE_STORAGE_ACCOUNT_NAME, and at AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+}
+"""What to do where nothing more is known, by scheme."""
 _EXPIRED = (
     "the credentials have expired",
     "get new ones, then repeat the command: what is done of a conversion is kept",
@@ -94,7 +97,7 @@ class Bucket:
         except self._library.exceptions.BaseError as error:  # no account, a key that is none
             if "Account must be specified" in str(error):
                 raise no_account(root) from None
-            raise StoreError("the store can't be asked", file=root, found=_said(error), fix=_SETTINGS) from None
+            raise StoreError("the store can't be asked", file=root, found=_said(error), fix=_SETTINGS[scheme]) from None
 
     def listing(self, address: str) -> Listing:
         """The objects below a folder, or of the folder of one object, and the files directly in the two folders above."""
@@ -174,7 +177,7 @@ class Bucket:
                 raise self._refused(address, error) from None
             if "redirect without LOCATION" in str(error):
                 raise self._refused(address, error) from None
-            raise Hiccup(_said(error)) from None
+            raise Hiccup(_said(error), look=self._look(str(error))) from None
         except errors.BaseError as error:
             if _STRANGE in str(error):
                 raise StoreError(
@@ -186,10 +189,18 @@ class Bucket:
                 ) from None
             raise StoreError("the store does not answer the request", file=address, found=_said(error)) from None
 
+    def _look(self, said: str) -> str | None:
+        """What may be wrong here where a store does not answer: its address, or that nothing but the machine's role says who asks."""
+        if (named := next(filter(os.environ.get, _ENDPOINTS), None)) and self._root.startswith("s3:"):
+            return f"see that {named} is where the store is"
+        return _SETTINGS["gs"] if "/computeMetadata/" in said else None
+
     def _refused(self, address: str, error: Exception) -> StoreError:
         said = _said(error)
         code = next((one for one in _REFUSALS if one in str(error)), "")
-        problem, fix = _REFUSALS.get(code, ("the store does not give this to you", _SETTINGS))
+        problem, fix = _REFUSALS.get(
+            code, ("the store does not give this to you", _SETTINGS[self._root.partition("://")[0]])
+        )
         if code in _ELSEWHERE_CODES and (region := _REGION.search(str(error))) is not None:
             fix = f"set AWS_REGION={region[1]}"
         return StoreError(problem, file=address, found=said, fix=fix)

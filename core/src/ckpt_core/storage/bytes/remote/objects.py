@@ -66,10 +66,13 @@ class Store(Protocol):
 
 
 class Hiccup(Exception):
-    """A failure that may pass: the same request is sent again, after `wait` seconds if the server says how long."""
+    """A failure that may pass: the same request is sent again, after `wait` seconds if the server says how long.
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
-        self.reason, self.wait = reason, wait
+    `look` is what to look at where it does not pass.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, look: str | None = None) -> None:
+        self.reason, self.wait, self.look = reason, wait, look
         super().__init__(reason)
 
 
