@@ -136,3 +136,11 @@ def test_workers_apart_have_the_budget_each(tmp_path: Path) -> None:
         assert spread.workers == 2048 and spread.hash == plan.hash and spread.peak_memory <= BUDGET
     with pytest.raises(CkptError, match="too small"):
         plan.spread(2048, 64)
+
+
+def test_a_budget_that_nobody_gave_grows_with_the_threads_of_a_process(tmp_path: Path) -> None:
+    """A worker of Dask has as many as its machine has cores, unless it is told otherwise."""
+    write_ir(tmp_path / "ir", example("llama"))
+    plan = plan_conversion(tmp_path / "ir", tmp_path / "out", to="hf", workers=512, apart=True)
+    spread = plan.spread(2048, 64)
+    assert plan.memory == planning.DEFAULT_MEMORY < spread.memory and spread.peak_memory <= spread.memory

@@ -46,6 +46,7 @@ _PER_READ, _PER_WRITTEN, _PER_CODED, _PER_LITERAL = 900, 650, 500, 200
 _READING = 16 << 20  # obstore with its connections
 _SENDING = 48 << 20  # boto3 or Azure's library, with what is on its way
 _PER_PIECE = 2000  # of a tensor that is cut: its transfer, and the result that is kept until the end
+_LEAST = 1 << 20  # of a buffer
 _BUFFERS = 6  # chunk-sized buffers a transfer may hold at once: raw, decoded, mapped, encoded, packed, near
 
 
@@ -56,7 +57,7 @@ class Plan:
     `tensors` are the transfers of whole canonical tensors, in the order of the target; `transfers` what is carried out.
     `memory` is the budget of this process, or, where workers are processes `apart`, of each of them and of this one. Each of those carries
     out `threads` transfers at a time; `grows`: `workers` are those of a cluster that are there, and others that join it are used too. `libraries` are
-    the bytes that the libraries of stores take.
+    the bytes that the libraries of stores take. `limited`: the budget is the user's, and not one that grows with what has to be moved at a time.
     """
 
     source: Checkpoint
@@ -69,6 +70,7 @@ class Plan:
     threads: int = 1
     grows: bool = False
     libraries: int = 0
+    limited: bool = True
 
     @property
     def bytes_read(self) -> int:
@@ -121,11 +123,12 @@ class Plan:
     def spread(self, workers: int, threads: int, grows: bool = False) -> Plan:
         """The same plan for so many workers, where a process carries out `threads` transfers at a time; `grows`: for those that join later, too."""
         taken, together = (_INTERPRETER, threads) if self.apart else (self.footprint, workers)
-        budget = _budget(
-            self.memory, taken, together, _bytes_to_encode(d for one in self.tensors for d in one.deliveries)
-        )
+        least = _bytes_to_encode(d for one in self.tensors for d in one.deliveries)
+        needed = 0 if self.limited else taken + together * _BUFFERS * max(_LEAST, least)
+        memory = max(self.memory, needed)
+        budget = _budget(memory, taken, together, least)
         tensors = [replace(one, chunk=_chunk_elements(one.assembly, one.deliveries, budget)) for one in self.tensors]
-        return replace(self, tensors=tensors, workers=workers, threads=threads, grows=grows)
+        return replace(self, tensors=tensors, memory=memory, workers=workers, threads=threads, grows=grows)
 
     @functools.cached_property
     def losses(self) -> list[Loss]:
@@ -242,6 +245,7 @@ def make_plan(
     footprint = libraries + _footprint(target, deliveries.values())
     together = 1 if apart else workers
     least = _bytes_to_encode(delivery for one in deliveries.values() for delivery in one)
+    limited = memory is not None
     if memory is None:
         memory = max(DEFAULT_MEMORY, footprint + together * _BUFFERS * max(_CHUNK, least))
     budget = _budget(memory, footprint, together, least)
@@ -253,14 +257,14 @@ def make_plan(
     for name, assembly in watched(target.moved).items():
         outgoing = tuple(deliveries[name])
         tensors.append(uncut(assembly, outgoing, _chunk_elements(assembly, outgoing, budget)))
-    return Plan(source, target, tensors, workers, memory, options or {}, apart, libraries=libraries)
+    return Plan(source, target, tensors, workers, memory, options or {}, apart, libraries=libraries, limited=limited)
 
 
 def _budget(memory: int, taken: int, together: int, least: int) -> int:
     """The bytes for each buffer of a process that carries out so many transfers at a time, has `taken` some already, and needs at `least` so many."""
     budget = (memory - taken) // (together * _BUFFERS)
-    if budget < max(1 << 20, least):
-        least = (taken + together * _BUFFERS * max(1 << 20, least) >> 20) + 1
+    if budget < max(_LEAST, least):
+        least = (taken + together * _BUFFERS * max(_LEAST, least) >> 20) + 1
         raise CkptError(
             "the memory budget is too small",
             found=f"{memory / 2**20:.3g} MiB for {together} {'worker' if together == 1 else 'workers'}",
