@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.trainer_pt_utils import get_parameter_names
 
@@ -69,6 +70,9 @@ OF_4 = {
     "olmoe": ["self_attn q_proj k_proj v_proj o_proj q_norm k_norm", "mlp gate", _EXPERT_OF_4],
     "deepseek_v2": [f"self_attn {_LATENT_OF_4}", _EXPERT_OF_4, "mlp gate", _SHARED_OF_4],
 }
+OF_4_FUSED = {
+    "granitemoe": ["self_attn q_proj k_proj v_proj o_proj", "block_sparse_moe input_linear output_linear router.layer"],
+}
 SIZES_OF_4 = {
     "hidden_size": 24,
     "intermediate_size": 40,
@@ -81,6 +85,7 @@ FURTHER_OF_4: dict[str, dict[str, int]] = {
     "mixtral": {"num_local_experts": 12},
     "qwen3_moe": {"num_experts": 12, "moe_intermediate_size": 8},
     "olmoe": {"num_experts": 12},
+    "granitemoe": {"num_local_experts": 12},
     "deepseek_v2": {
         "n_routed_experts": 12, "n_shared_experts": 2, "first_k_dense_replace": 0, "moe_intermediate_size": 8, "num_experts_per_tok": 2,
         "q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 8,
@@ -92,7 +97,7 @@ def of_4(model_type: str) -> list[str]:
     """The parameters in the order of transformers 4.57."""
     names = ["model.embed_tokens.weight"]
     for layer in range(2):
-        for group in OF_4[model_type]:
+        for group in (OF_4 | OF_4_FUSED)[model_type]:
             module, *parts = group.split()
             for expert in range(12) if "{}" in module else [0]:
                 names += [f"model.layers.{layer}.{module.format(expert)}.{part}.weight" for part in parts]
@@ -150,6 +155,21 @@ def test_an_optimizer_of_transformers_4_has_a_state_for_each_expert(model_type: 
             q = optimizer["state"][numbers["model.layers.1.self_attn.o_proj.weight"]][kind]
             out = next(name for name in found if name.startswith("layers.1.") and name.endswith("attention.out.weight"))
             assert torch.equal(torch.from_numpy(found.moment(kind, out).numpy()).reshape(q.shape), q)
+
+
+def test_an_optimizer_of_transformers_4_has_the_router_of_granitemoe_elsewhere(tmp_path: Path) -> None:
+    """Its experts are fused in both, so that shapes alone tell them apart. The weights are the moments here: each has its own."""
+    folder, shapes = model_of_4("granitemoe", tmp_path)
+    names = of_4("granitemoe")
+    assert set(names) == shapes.keys()
+    optimizer = optimizer_of(names, shapes)
+    torch.save(optimizer, folder / "optimizer.pt")
+    numbers = {name: n for n, name in enumerate(sorted(names, key=lambda name: not is_decayed(name)))}
+    save_file({name: optimizer["state"][numbers[name]]["exp_avg"] for name in names}, folder / "model.safetensors")
+    with open_checkpoint(folder, training_state="keep") as found:
+        assert len(found) > 20
+        for name in found:
+            assert (found.moment("exp_avg", name).numpy() == found[name].numpy()).all()
 
 
 def test_experts_without_tokens_are_named(tmp_path: Path) -> None:

@@ -61,25 +61,38 @@ _ORDERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("granitemoe", "granitemoeshared"), _EXPERTS_LAST),
     "gpt_oss": _SINKS_FIRST,
 }
-# The same in transformers 4.57, of classes whose experts are modules there.
+# The same in transformers 4.57, of classes whose experts have other names there, one each or fused.
 _ORDERS_OF_4: dict[str, tuple[str, ...]] = {
     "mixtral": ("self_attn", "block_sparse_moe.gate", "block_sparse_moe.experts", *_NORMS),
     **dict.fromkeys(("qwen3_moe", "olmoe"), ("self_attn", "mlp.gate", "mlp.experts", "mlp", *_NORMS)),
     "deepseek_v2": _ROUTER_LAST,
+    **dict.fromkeys(
+        ("granitemoe", "granitemoeshared"),
+        (
+            *(
+                "self_attn",
+                "block_sparse_moe.input_linear",
+                "block_sparse_moe.output_linear",
+                "block_sparse_moe.router",
+            ),
+            *(*_NORMS, "shared_mlp"),
+        ),
+    ),
 }
 
 # `get_decay_parameter_names` in trainer.py: what is not decayed, besides the modules of torch.nn.LayerNorm, whose names say the same here.
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 _LAYER = re.compile(r"\.\d+\.(.*)")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_OF_4 = re.compile(_EXPERT.pattern + r"|\.block_sparse_moe\.input_linear\.")
 
 
 def registered(model_type: str, class_name: str, natives: Mapping[str, layouts.Native]) -> list[str]:
     """The names of `natives` in the order of `named_parameters()`, without copies. `NotCarried` for a class whose order is not known.
 
-    Where experts have names of their own, it is that of transformers 4.
+    Where experts are called as transformers 4 has them in memory, it is that of transformers 4.
     """
-    orders = _ORDERS_OF_4 if any(map(_EXPERT.search, natives)) else _ORDERS
+    orders = _ORDERS_OF_4 if any(map(_OF_4.search, natives)) else _ORDERS
     order = orders.get(model_type)
     if order is None or not class_name.endswith("ForCausalLM"):
         raise errors.NotCarried(

@@ -51,7 +51,7 @@ def training_beside(
     path = os.path.join(folder, OPTIMIZER)
     states, bodies = _optimizer(path)
     told = any("param_names" in body for body in bodies)
-    tables, names = _identified(bodies, told, family, arrangement, architecture, path)
+    tables, names = _identified(states, bodies, told, family, arrangement, architecture, path)
     files = [disk.FileState.of(path)]
     # torch keeps nothing of a parameter that never had a gradient: one that is frozen, and was given to the optimizer nevertheless
     held = {name: states[number] for number, name in names.items() if states.get(number)}
@@ -80,6 +80,7 @@ def training_beside(
 
 
 def _identified(
+    states: Mapping[Any, Mapping[str, Any]],
     bodies: Sequence[Mapping[str, Any]],
     told: bool,
     family: Family,
@@ -88,19 +89,29 @@ def _identified(
     path: str,
 ) -> tuple[TableSet, dict[Any, str]]:
     """The parameter of every number, and the tables that have its name: those that transformers 5 holds in memory, else those of transformers 4, which
-    has a parameter for each expert. Raises what the first of them lack where none fits."""
-    held, *others = reversed(family.spellings(arrangement))
+    has a parameter for each expert, or the router of GraniteMoE elsewhere. Raises what the first of them lack where none fits."""
+    found: list[tuple[TableSet, dict[Any, str]]] = []
     refused: CkptError | None = None
-    for tables in (held, *others):
+    for tables in reversed(family.spellings(arrangement)):
         natives = layouts.BoundTables(tables, architecture).natives()
         try:
-            if told:
-                return tables, _told(bodies, natives, path)
-            return tables, _named(bodies, registered(family.model_type, family.class_name, natives), path)
+            order = () if told else registered(family.model_type, family.class_name, natives)
+            names = _told(bodies, natives, path) if told else _named(bodies, order, path)
         except errors.NotCarried as problem:
             refused = refused or problem
+            continue
+        if all(_may_be_of(states.get(number, {}), natives[name].shape) for number, name in names.items()):
+            return tables, names
+        found.append((tables, names))
+    if found:
+        return found[0]  # whoever reads the moments names those that have another shape
     assert refused is not None
     raise refused
+
+
+def _may_be_of(state: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
+    """Whether a state is of a parameter of this `shape`, as far as it says so."""
+    return all(getattr(state.get(kind), "shape", shape) == shape for kind in reading.MOMENTS)
 
 
 @schema.dataclass
