@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ckpt_core import convert, fingerprint, open_checkpoint
 from ckpt_core.errors import CkptError
 from ckpt_tests import tiny
 from ckpt_tests.folders import contents
+from ckpt_tests.program import ckpt
 
 SECRET = "root:x:0:0:TOPSECRET:/root:/bin/bash"
 SIDE_FOLDERS = {
@@ -130,3 +132,35 @@ def test_weights_may_be_elsewhere_and_documents_may_not(
         file.unlink()
         moved.rename(file)
     assert fingerprint(tmp_path / "source", format=format) == expected
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with another one, to which `link` leads from the current folder: `link/..` is this one, and not the current one."""
+    (tmp_path / "elsewhere" / "inner").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere" / "inner")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_up_from_a_link_is_up_from_where_it_leads(model: Path, elsewhere: Path, overwrite: bool) -> None:
+    """As for `cp` and every other program. What has that name beside the link is not looked at, and not replaced."""
+    Path("out").mkdir()
+    Path("out/thesis.tex").write_text("mine")
+    receipt = convert(model, "link/../out", to="nanotron", overwrite=overwrite)
+    assert os.path.samefile(Path(receipt.file).parent, elsewhere / "out")
+    assert Path("out/thesis.tex").read_text() == "mine"
+    assert sorted(os.listdir()) == ["link", "out"] and os.listdir("out") == ["thesis.tex"]
+    assert sorted(os.listdir(elsewhere)) == ["inner", "out"]
+    assert ckpt("verify", model, "link/../out")[0] == 0
+
+
+def test_a_source_up_from_a_link_is_the_one_where_it_leads(model: Path, elsewhere: Path) -> None:
+    """And its ledger is that of its own files."""
+    tiny.build(Path("model"), "llama", num_hidden_layers=2)
+    shutil.copytree(model, elsewhere / "model")
+    assert fingerprint("link/../model") == fingerprint(model)
+    convert("link/../model", "out", to="hf", dtype="fp32", config="link/../model")
+    assert fingerprint("out") == fingerprint(model)

@@ -34,7 +34,7 @@ from ckpt_core.plugins.values import typed_options
 from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt import Receipt, find_receipt
 from ckpt_core.receipt.places import RECEIPT, receipt_path
-from ckpt_core.storage.bytes.home import at_home
+from ckpt_core.storage.bytes.home import absolute, at_home
 from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.remote import localised, stand_in
 from ckpt_core.storage.bytes.remote.ranges import noting_failures
@@ -482,7 +482,7 @@ def plan_conversion(
             from ckpt_core.diagnosis import check_expanded
 
             check_expanded(place)
-        place = os.path.abspath(place)
+        place = absolute(place)
     local = localised(path_of(src, "src"))
     wanted, memory = _wanted(dtype), size_of(max_memory, "max_memory")
     check_count(workers, "workers")
@@ -604,7 +604,7 @@ def launch_of(
     found = {**checkpoint.parallel, **_as_it_lies(checkpoint, local)} if own else {}
     typed |= {name: value for name, value in found.items() if name in typed and typed[name] is None}
     named = spelled(dst or local)  # what lies at an address is known here by a path of its own
-    place = "DST" if dst is None and not own else named if "://" in named else os.path.abspath(named)
+    place = "DST" if dst is None and not own else named if "://" in named else absolute(named)
     ranks = {name: asked or found.get(name) for name, asked in (("tp", tp), ("pp", pp), ("ep", ep))}
     request = WriteRequest(typed, _wanted(dtype), ranks["tp"], ranks["pp"], ranks["ep"], place)
     training = checkpoint.training

@@ -19,6 +19,7 @@ from ckpt_core.errors import CkptError, Refusal, UsageError
 from ckpt_gguf.container import plan_file, read_header
 from ckpt_tests import tiny
 from ckpt_tests.families import CASES, build
+from ckpt_tests.program import ckpt
 
 IDS = {"dst.tokenizer": "none"}
 GOLDENS = Path(__file__).parents[3] / "tests/data/golden-2026/quantised"
@@ -157,6 +158,29 @@ def test_ends_of_a_ramp_that_llama_cpp_rounds_are_named(tmp_path: Path) -> None:
         losses = plan_conversion(source, tmp_path / "x.gguf", to="gguf", options=IDS).losses
         named = {loss.kind for loss in losses if "scaling.truncate" in loss.subject}
         assert named == ({"unsaid"} if truncate else {"assumed"})
+
+
+TOLD_OTHERWISE = {
+    "several facts that the file says otherwise": {
+        "rope_type": "llama3",
+        "rope_theta": 5000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "a number that 32 bits do not hold": {"rope_type": "default", "rope_theta": 1234567.891},
+}
+
+
+@pytest.mark.parametrize("rotary", TOLD_OTHERWISE.values(), ids=TOLD_OTHERWISE)
+def test_what_is_told_as_a_loss_is_no_difference(rotary: dict[str, object], tmp_path: Path) -> None:
+    source = made(tmp_path, "llama", rope_parameters=rotary)
+    out = written(source, tmp_path)
+    code, said = ckpt("verify", source, out)
+    assert code == 0, said
+    assert "explained" in said
+    assert ckpt("diff", source, out)[0] == 3
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from ckpt_core.cli.progress import announced, duration_text, progress
 from ckpt_core.cli.usage import peak_memory
 from ckpt_core.errors import UsageError
 from ckpt_core.sizes import size_text
+from ckpt_core.storage.bytes.home import absolute
 from ckpt_core.text import plural
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def command(
     here = engine == "local" or "://" in src  # other processes have other working directories
     planned = functools.partial(
         plan_conversion,
-        src if here else os.path.abspath(src),
+        src if here else absolute(src),
         dst,
         options=options,
         apart=engine != "local",
@@ -143,7 +144,7 @@ def command(
         _foretell(plan, src, dst, as_json, spool)
         return
     if parents and "://" not in dst:
-        os.makedirs(os.path.dirname(os.path.abspath(dst)), exist_ok=True)
+        os.makedirs(os.path.dirname(absolute(dst)), exist_ok=True)
     started = time.monotonic()
     receipt = _run(plan, dst, overwrite, sync, engine, engine_address, asked.get("workers") is None, spool, planned)
     summary = summary_of(plan, receipt, dst, time.monotonic() - started)

@@ -25,6 +25,7 @@ from ckpt_core.cli.progress import duration_text
 from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError, UsageError
 from ckpt_core.lean import dataclass
 from ckpt_core.sizes import size_text
+from ckpt_core.storage.bytes.home import absolute
 
 if TYPE_CHECKING:
     from ckpt_core.receipt import Receipt
@@ -379,7 +380,7 @@ def _failed(problem: CkptError | OSError, destination: str = "") -> dict[str, An
         text = problem.strerror or str(problem)
         problem, passing = CkptError(text, file=problem.filename, fix="it is tried again: what is done is kept"), True
     else:
-        passing = bool(destination) and problem.file in (destination, os.path.dirname(os.path.abspath(destination)))
+        passing = bool(destination) and problem.file in (destination, os.path.dirname(absolute(destination)))
     anchor = "errors-of-the-system" if passing else problem.anchor
     return {"state": "failed", "error": problem.to_json() | {"anchor": anchor}}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -75,6 +74,7 @@ def _keeping(command: Callable) -> Callable:
     def keeping(*, cache: str | None, **asked: Any) -> Any:
         if cache is None:
             return command(**asked)
+        from ckpt_core.storage.bytes.home import absolute
         from ckpt_core.storage.bytes.remote import cache as folder
         from ckpt_core.storage.bytes.remote.schemes import scheme_of
 
@@ -89,7 +89,7 @@ def _keeping(command: Callable) -> Callable:
                 file=read[0],
                 fix="leave --cache out: nothing is fetched",
             )
-        token = folder.set(os.path.abspath(cache))
+        token = folder.set(absolute(cache))
         try:
             return command(**asked)
         finally:

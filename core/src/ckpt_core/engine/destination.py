@@ -16,6 +16,7 @@ from ckpt_core.plugins.values import typed_options
 from ckpt_core.reading import checkpoint_at
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import recorded_plan
+from ckpt_core.storage.bytes.home import absolute
 from ckpt_core.storage.bytes.remote.writable import writable
 from ckpt_core.storage.bytes.space import free_space
 from ckpt_core.storage.documents import read_json_object
@@ -55,7 +56,7 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
             raise CkptError(
                 "the receipt of something else is there", file=beside, fix="use --overwrite, or another name"
             )
-    parent = os.path.dirname(os.path.abspath(destination))
+    parent = os.path.dirname(absolute(destination))
     if not os.path.isdir(parent):
         raise CkptError("the destination's parent folder does not exist", file=parent, fix="make it, or use -p")
 
@@ -86,7 +87,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _check_outside(destination: str) -> None:
     """Refuse a place inside the output of another conversion: it would be one that has files which it does not know."""
-    folder = os.path.realpath(os.path.dirname(os.path.abspath(destination)))
+    folder = os.path.realpath(os.path.dirname(absolute(destination)))
     while folder != os.path.dirname(folder):
         if recorded_plan(os.path.join(folder, RECEIPT)) is not None:
             raise CkptError(

@@ -30,6 +30,7 @@ from ckpt_core.errors import BeingWritten, CkptError, FormatError, StoreError, U
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import pwrite_all, written
+from ckpt_core.storage.bytes.home import absolute
 from ckpt_core.storage.bytes.names import UNFINISHED
 from ckpt_core.storage.bytes.output import OutputFile
 from ckpt_core.storage.bytes.remote import found, localised
@@ -59,7 +60,7 @@ class Spool(Staging):
 
     def __init__(self, store: WritableStore, address: str, plan: Plan, folder: str | None = None) -> None:
         self.address, self._store = address_of(address).rstrip("/"), store
-        self.place = os.path.abspath(folder or default_spool())
+        self.place = absolute(folder or default_spool())
         name = blake3(self.address.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         super().__init__(self.address, plan, sync=False, folder=os.path.join(self.place, name + UNFINISHED))
         files = plan.target.files

@@ -38,6 +38,7 @@ from ckpt_core.errors import BeingWritten, CkptError
 from ckpt_core.receipt.places import RECEIPT, receipt_beside, receipt_path
 from ckpt_core.receipt.receipt import Receipt, read_receipt, recorded_plan
 from ckpt_core.storage.bytes.files import naming, pwrite_all, written
+from ckpt_core.storage.bytes.home import absolute
 from ckpt_core.storage.bytes.names import JOURNAL, UNFINISHED
 from ckpt_core.storage.bytes.output import OutputFile
 
@@ -69,7 +70,7 @@ class Staging:
     """Whether the files are only on their way to a store. Then they take no space in advance."""
 
     def __init__(self, destination: str, plan: Plan, sync: bool = True, folder: str | None = None) -> None:
-        self.destination = os.path.abspath(destination) if folder is None else destination
+        self.destination = absolute(destination) if folder is None else destination
         self.folder = folder or self.destination + SUFFIX
         self.sync = sync
         self.out = os.path.join(self.folder, "out")

@@ -159,10 +159,12 @@ def _judge_architectures(
 
 
 def _loss_about(path: str, recorded: Receipt) -> str | None:
-    """The recorded loss that names a fact which the target can't say."""
+    """The recorded loss that names a fact which the target can't say, or says in fewer digits."""
     for loss in recorded.losses:
-        if loss.get("kind") == "unsaid" and path in loss.get("subject", "").split():
-            return f"{loss['subject']} ({loss.get('reason', '')})"
+        # Several facts of one loss are listed with commas; `model_type = x` is one with its value.
+        named = (one.split()[:1] for one in loss.get("subject", "").split(", "))
+        if loss.get("kind") in ("unsaid", "rounded") and [path] in named:
+            return loss.get("reason", "")
     return None
 
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.storage.bytes.home import absolute
 
 if TYPE_CHECKING:
     from ckpt_core.verify.logits import LogitsReport
@@ -30,7 +31,7 @@ def check_plot(path: str) -> None:
         raise UsageError("a plot needs the name of a file, and this is a folder", file=path)
     if suffix not in kinds:
         raise UsageError("the suffix says which kind of image a plot is", file=path, expected=", ".join(sorted(kinds)))
-    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):
+    if not os.path.isdir(folder := os.path.dirname(absolute(path))):
         raise UsageError("the folder of the plot does not exist", file=path, fix=f"mkdir {folder}")
     if os.path.exists(path) and not _is_image(path):
         raise UsageError(

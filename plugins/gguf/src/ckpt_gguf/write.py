@@ -285,7 +285,7 @@ def _unsaid(model: rewrites.Rewritable, chosen: Model, config: Mapping[str, Any]
     if numbers == different:
         return [ledgers.Loss("rounded", ", ".join(different), f"real numbers have 32 bits in the metadata: {values}")]
     why = "the file keeps what follows from it alone, and is read as the same function said otherwise"
-    return [ledgers.Loss("unsaid", ", ".join(different)[:200], why)]
+    return [ledgers.Loss("unsaid", ", ".join(different), why)]
 
 
 def _rounded_ramps(model: rewrites.Rewritable, chosen: Model) -> list[ledgers.Loss]:

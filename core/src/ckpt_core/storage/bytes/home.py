@@ -28,6 +28,28 @@ _TORCH = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # torch's files before 1.6 b
 _HEAD = 32
 
 
+def plain(path: str) -> str:
+    """The path as it is; without a `..` if that is behind a link.
+
+    For the system `link/../out` is beside the folder that the link leads to. `os.path.abspath` looks at the text alone, and makes `out` beside
+    the link of it: another place, and whatever lies there is somebody else's. What comes behind the last `..` stays, whether it is a link or not.
+    """
+    parts = path.split(os.sep)
+    if os.pardir not in parts:
+        return path
+    last = len(parts) - parts[::-1].index(os.pardir)
+    above = os.sep.join(parts[:last])
+    real = os.path.realpath(above)
+    if real == os.path.realpath(os.path.abspath(above)):
+        return path
+    return os.path.join(real, *parts[last:])
+
+
+def absolute(path: str) -> str:
+    """The path from the root, where the system finds it."""
+    return os.path.abspath(plain(path))
+
+
 class Home:
     """The place of the checkpoint at `path` (a folder, or a file in one); `named` are files that the user gave besides."""
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from ckpt_core import addresses
 from ckpt_core.errors import CkptError, FormatError, StoreError, nearest
+from ckpt_core.storage.bytes.home import plain
 from ckpt_core.storage.bytes.names import RECEIPT, UNFINISHED
 from ckpt_core.storage.bytes.pointers import STAND_IN
 from ckpt_core.storage.bytes.remote import ranges
@@ -41,7 +42,7 @@ def localised(path: str) -> str:
     path = address_of(path)
     scheme = scheme_of(path)
     if scheme is None:
-        return path
+        return plain(path)
     if scheme == "hf":
         from ckpt_core.storage.bytes.remote import hub
 
