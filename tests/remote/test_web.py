@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -388,6 +388,28 @@ def test_a_cache_whose_data_was_removed_or_cut_gives_no_zeros(tmp_path: Path) ->
     fetched = 0
     read(17, 3000)
     assert not fetched, "what is there is not asked for"
+
+
+def test_a_cache_that_is_emptied_while_others_fill_it_gives_no_zeros(tmp_path: Path) -> None:
+    whole = bytes(range(1, 201))
+    one = Object("https://server/model.safetensors", len(whole), '"v"')
+
+    def fetch(view: memoryview, offset: int) -> None:
+        view[:] = whole[offset : offset + len(view)]
+
+    def fetch_slowly(view: memoryview, offset: int) -> None:
+        read(0, 150, fetch)  # another process
+        (data,) = tmp_path.glob("*.data")
+        data.unlink()
+        fetch(view, offset)
+
+    def read(offset: int, count: int, fetch: Callable[[memoryview, int], None]) -> None:
+        view = bytearray(count)
+        Cache(str(tmp_path), one).read_into(memoryview(view), offset, fetch)
+        assert view == whole[offset : offset + count]
+
+    read(150, 50, fetch_slowly)
+    read(0, 150, fetch)
 
 
 def test_small_reads_take_few_requests(site: Site) -> None:

@@ -59,7 +59,8 @@ class Cache:
     def _keep(self, view: memoryview, offset: int, listed: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with _open(self._data, flags) as data:
-            if os.fstat(data).st_size < listed:  # it was removed or cut: what is listed of it would read as zeros
+            # It was removed or cut: what is listed of it would read as zeros. What others listed meanwhile of data that is gone is lost with it.
+            if os.fstat(data).st_size < max(listed, 1):
                 with contextlib.suppress(FileNotFoundError):
                     os.truncate(self._have, 0)
             left, at = view, offset
