@@ -42,6 +42,7 @@ from ckpt_core.testing import example, write_ir
 from ckpt_tests import tiny
 from ckpt_tests.bucket import Bucket
 from ckpt_tests.program import ckpt
+from ckpt_tests.vision import made
 
 ADDRESS = "s3://bucket/run/out"
 CLAIM = ADDRESS + ".ckpt-partial"
@@ -337,6 +338,35 @@ def test_no_part_of_a_source_that_was_replaced_is_kept(
     local, found = folder_of(tmp_path / "out"), bucket.folder(ADDRESS)
     del local[RECEIPT], found[RECEIPT]
     assert local == found
+    assert_clean(bucket, spool)
+
+
+@pytest.mark.parametrize(("name", "number"), [("send", 60), ("put", 3)])
+def test_no_part_that_was_copied_of_a_file_that_was_replaced_is_kept(
+    bucket: Bucket, spool: Path, tmp_path: Path, name: str, number: int
+) -> None:
+    """The tower of a model that sees is copied as it is: it has no pieces in the journal, which counts here."""
+    whole, language = tmp_path / "whole", tmp_path / "language"
+    made("qwen2_vl", "Qwen2VLForConditionalGeneration").save_pretrained(whole)
+    convert(whole, language, to="hf", options={"part": "language"}, sync=False)
+    dies(bucket, name, number, True)
+    with pytest.raises(Killed):
+        convert(language, ADDRESS, to="hf", options={"into": str(whole)})
+    revive(bucket)
+    file = whole / "model.safetensors"
+    data, times = bytearray(file.read_bytes()), os.stat(file)
+    header = 8 + int.from_bytes(data[:8], "little")
+    data[header:] = bytes(number % 50 for number in range(len(data) - header))
+    (whole / "new").write_bytes(data)
+    os.utime(whole / "new", ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.replace(whole / "new", file)
+    if name == "put":
+        with pytest.raises(FormatError, match="an earlier run completed files of the source as it was then"):
+            convert(language, ADDRESS, to="hf", options={"into": str(whole)})
+    convert(language, ADDRESS, to="hf", options={"into": str(whole)})
+    convert(language, tmp_path / "out", to="hf", options={"into": str(whole)}, sync=False)
+    local, found = folder_of(tmp_path / "out"), bucket.folder(ADDRESS)
+    assert local["model.safetensors"] == found["model.safetensors"]
     assert_clean(bucket, spool)
 
 
