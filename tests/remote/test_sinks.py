@@ -370,6 +370,23 @@ def test_no_part_that_was_copied_of_a_file_that_was_replaced_is_kept(
     assert_clean(bucket, spool)
 
 
+def test_an_unfinished_conversion_from_a_store_names_its_address(model: Path, bucket: Bucket, tmp_path: Path) -> None:
+    """And not the folder of stand-ins, which is another one in each process."""
+    for file in model.iterdir():
+        bucket.keep(f"s3://bucket/source/{file.name}", file.read_bytes())
+
+    def killed(_: object) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        convert("s3://bucket/source", tmp_path / "out", to="nanotron", listener=killed, sync=False)
+    head = (tmp_path / "out.ckpt-partial/journal.jsonl").read_text().splitlines()[0]
+    assert json.loads(head)["source"] == "s3://bucket/source"
+    with pytest.raises(CkptError, match="an unfinished conversion of something else is in the way") as error:
+        convert("s3://bucket/source", tmp_path / "out", to="nanotron", tp=2, sync=False)
+    assert (error.value.found, error.value.expected) == ("one with --tp not given", "one with --tp 2")
+
+
 @pytest.mark.parametrize("cut", [0, 100])
 def test_a_log_that_was_lost_costs_no_data(model: Path, bucket: Bucket, spool: Path, tmp_path: Path, cut: int) -> None:
     dies(bucket, "send", 20, True)

@@ -70,7 +70,6 @@ class Spool(Staging):
         self._parts = Parts(files, 2 * plan.workers)
         self._waiting: Counter[Place] = Counter()
         head = {name: value for name, value in self.head.items() if name != "boot"}
-        head["source"] = spelled(plan.source.path)
         sizes = {file.path: file.size for file in files}
         self._claim = Claim(store, self.address, head, self._holder)
         self._uploads = Uploads(store, self._claim, self._address_of, self.path, self._parts, sizes, self._log)

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn
 
 from ckpt_core import __version__
+from ckpt_core.addresses import spelled
 from ckpt_core.engine.marks import MARK
 from ckpt_core.engine.pieces import Transfer
 from ckpt_core.engine.plan import Plan
@@ -83,7 +84,7 @@ class Staging:
             self.destination: os.path.join(self.folder, "replaced"),
             self._receipt: os.path.join(self.folder, "receipt"),
         }
-        asked = {"source": plan.source.path, "options": dict(plan.options)}
+        asked = {"source": spelled(plan.source.path), "options": dict(plan.options)}
         self.head = {"ckpt": __version__, "plan": plan.hash, "boot": boot_id(), **asked}
         self.done: dict[tuple[str, int], Result] = {}
         self.seen: dict[tuple[str, int], str] = {}
