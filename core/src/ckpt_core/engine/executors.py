@@ -51,7 +51,7 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
 
         with _started_safely(), contextlib.ExitStack() as stack:
             try:
-                pool = ProcessPoolExecutor(workers, _forked_from_a_server(), begin_process, (dict(os.environ),))
+                processes = ProcessPoolExecutor(workers, _forked_from_a_server(), begin_process, (dict(os.environ),))
             except (OSError, ImportError) as error:  # without its semaphores, as where /dev/shm is missing or read-only
                 raise CkptError(
                     "the engine processes can't start here",
@@ -59,7 +59,7 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
                     expected="room for a few processes, and semaphores, which need a /dev/shm that can be written",
                     fix="use --engine local",
                 ) from error
-            yield stack.enter_context(pool)
+            yield stack.enter_context(processes)
     else:
         with {"ray": _ray, "dask": _dask}[engine](workers, address) as pool:
             yield pool
