@@ -7,6 +7,7 @@ A worker of another machine is a call in this process, in which paths lead elsew
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import errno
 import itertools
 import os
@@ -26,6 +27,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
+from unittest import mock
 
 import pytest
 
@@ -48,6 +50,7 @@ from ckpt_core.errors import CkptError, FormatError, Lines, WorkerError
 from ckpt_core.storage.bytes.files import FileState
 from ckpt_tests import tiny
 from ckpt_tests.folders import contents, staging_of
+from ckpt_tests.program import ckpt
 
 ARGUMENTS = {"to": "hf", "options": {"max_shard_size": "40000"}}  # several files, none of which names its folder
 TENSORS = 12  # of a Llama of one layer
@@ -1073,3 +1076,13 @@ def test_workers_end_with_a_command_that_is_killed() -> None:
     """As by the kernel, where memory is short: a shell that waits for the end of its output (`ckpt ... | tee`) would wait for ever."""
     killed = subprocess.run([sys.executable, "-c", _KILLED], capture_output=True, text=True, timeout=60)
     assert killed.returncode == -signal.SIGKILL and int(killed.stdout), killed.stderr
+
+
+def test_a_system_without_semaphores_is_said(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a container whose /dev/shm is read-only, or missing."""
+    monkeypatch.setattr(
+        concurrent.futures, "ProcessPoolExecutor", mock.Mock(side_effect=OSError(errno.EROFS, "Read-only file system"))
+    )
+    code, text = ckpt("convert", model, tmp_path / "out", "--to", "hf", "--engine", "processes")
+    assert code == 1 and "Read-only file system" in text and "--engine local" in text
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckpt_core.errors import CkptError
 from ckpt_core.storage import block_yaml, plain_yaml
 from ckpt_core.storage.documents import dump_yaml
 
@@ -89,3 +90,10 @@ def test_the_rest_is_left_to_pyyaml(value: Any) -> None:
 def test_a_plain_config_is_written_without_an_import() -> None:
     code = "import sys; from ckpt_core.storage.documents import dump_yaml; dump_yaml({'a': [1]}); assert 'yaml' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("value", [{"path": "run-\udcff/0"}, {"run-\udcff": 1}, ["\ud800"]])
+def test_text_that_is_not_unicode_is_refused(value: object) -> None:
+    """A path may have any bytes. PyYAML writes them as an escape that libyaml does not read."""
+    with pytest.raises(CkptError, match="not Unicode"):
+        dump_yaml(value)

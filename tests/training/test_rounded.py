@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from ckpt_core import convert
 from ckpt_core.errors import CkptError
+from ckpt_tests.program import ckpt
 from ckpt_tests.training import runs
 
 TIED = [run for run in runs("megatron") if "bf16" in str(run)]
@@ -82,3 +83,29 @@ def test_weights_stay_as_they_are_unless_the_state_is_asked_for(tmp_path: Path) 
         assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
         kept = convert(run.checkpoint, tmp_path / "ir", to="ir")
         assert kept.body["training"]["state"]["own_masters"] and kept.fingerprint == dropped.fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp64"])
+@pytest.mark.parametrize(
+    ("target", "options"), [("megatron", {}), ("megatron", {"container": "torch"}), ("megatron-bridge", {})]
+)
+def test_weights_beside_masters_are_these_rounded(
+    target: str, options: dict[str, str], dtype: str, tmp_path: Path
+) -> None:
+    """Weights that were rounded once, to bf16, are not what masters round to in another dtype: the state stays behind, with the reason."""
+    for run in TIED[:1]:
+        receipt = convert(run.checkpoint, tmp_path / "out", to=target, dtype=dtype, options=options)
+        assert ("training" in receipt.body) is (dtype == "bf16")
+        code, said = ckpt("verify", run.checkpoint, tmp_path / "out")
+        assert code == 0, said
+        if dtype != "bf16":
+            assert any("rounded to it" in loss["reason"] for loss in receipt.losses)
+            with pytest.raises(CkptError, match="would not be the masters"):
+                convert(
+                    run.checkpoint,
+                    tmp_path / "kept",
+                    to=target,
+                    dtype=dtype,
+                    options=options,
+                    training_state="keep",
+                )

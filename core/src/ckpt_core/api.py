@@ -212,7 +212,9 @@ def _guarded(plugin: Plugin, path: str, named: tuple[str, ...]) -> Iterator[None
                 f"the reader of {plugin.name} fails on this checkpoint",
                 file=path,
                 found=f"{type(error).__name__}: {error}",
-                fix="if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
+                fix="give the process more memory; if it has enough, the files are damaged"
+                if isinstance(error, MemoryError)
+                else "if the files are whole, this is a bug: report it with the output of CKPT_DEBUG=1",
             ) from error
 
 

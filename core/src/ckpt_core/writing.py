@@ -211,7 +211,10 @@ class TargetBuilder:
 
 
 def _check_rounding(training: Training, tensors: Mapping[str, LazyParameter], dtype: DType | None) -> None:
-    if training.own_masters or dtype is None:
+    if dtype is None:
+        return
+    if training.own_masters:
+        _check_masters(training, tensors, dtype)
         return
     wider = [name for name in training.exp_avg if tensors[name].dtype.size > dtype.size]
     if wider:
@@ -219,4 +222,21 @@ def _check_rounding(training: Training, tensors: Mapping[str, LazyParameter], dt
             f"the weights are what the optimizer steps, and they would be rounded to {dtype}",
             found=f"{plural(len(wider), 'tensor')}, {wider[0]} in {tensors[wider[0]].dtype} among them",
             fix="leave out --dtype, or leave the state of the training behind with --training-state drop",
+        )
+
+
+def _check_masters(training: Training, tensors: Mapping[str, LazyParameter], dtype: DType) -> None:
+    """Weights beside masters are these rounded once, and its readers hold them against each other."""
+    narrower = dtype.size < FP32.size
+    apart = [
+        name
+        for name, master in training.master.items()
+        if dtype.size > FP32.size or (narrower and tensors[name].dtype not in (master.dtype, dtype))
+    ]
+    if apart:
+        raise NotCarried(
+            f"the weights in {dtype} would not be the masters, rounded to it",
+            found=f"{plural(len(apart), 'tensor')}, {apart[0]} in {tensors[apart[0]].dtype} among them",
+            fix="leave out --dtype, or leave the state of the training behind with --training-state drop"
+            + (", or take the masters for the weights with --weights master" if narrower else ""),
         )

@@ -49,11 +49,17 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
 
         from ckpt_core.engine.worker import begin_process
 
-        with (
-            _started_safely(),
-            ProcessPoolExecutor(workers, _forked_from_a_server(), begin_process, (dict(os.environ),)) as pool,
-        ):
-            yield pool
+        with _started_safely(), contextlib.ExitStack() as stack:
+            try:
+                processes = ProcessPoolExecutor(workers, _forked_from_a_server(), begin_process, (dict(os.environ),))
+            except (OSError, ImportError) as error:  # without its semaphores, as where /dev/shm is missing or read-only
+                raise CkptError(
+                    "the engine processes can't start here",
+                    found=str(error),
+                    expected="room for a few processes, and semaphores, which need a /dev/shm that can be written",
+                    fix="use --engine local",
+                ) from error
+            yield stack.enter_context(processes)
     else:
         with {"ray": _ray, "dask": _dask}[engine](workers, address) as pool:
             yield pool

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from typing import Any
 
-from ckpt_core.errors import FormatError
+from ckpt_core.errors import CkptError, FormatError
 from ckpt_core.storage.bytes.stored import read_small
 
 __all__ = [
@@ -144,7 +144,7 @@ def read_yaml_object(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def dump_yaml(value: object) -> str:
-    """A YAML text in the order of the given mappings."""
+    """A YAML text in the order of the given mappings; `CkptError` for text that is not Unicode."""
     from ckpt_core.storage import block_yaml
 
     try:
@@ -152,4 +152,11 @@ def dump_yaml(value: object) -> str:
     except block_yaml.Beyond:
         from ckpt_core.storage import plain_yaml
 
-        return plain_yaml.text_of(value)
+        try:
+            return plain_yaml.text_of(value)
+        except UnicodeEncodeError as error:
+            raise CkptError(
+                "text that is not Unicode can't be written as YAML",
+                found=ascii(error.object),
+                fix="if it is a path, give the folder a name in UTF-8: a config would name it",
+            ) from None

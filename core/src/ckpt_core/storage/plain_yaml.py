@@ -119,9 +119,15 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     )
 
 
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    value.encode()  # PyYAML writes half of a surrogate pair as an escape, which libyaml refuses
+    return dumper.represent_str(value)
+
+
 _Dumper.add_representer(float, _represent_float)
+_Dumper.add_representer(str, _represent_text)
 
 
 def text_of(value: object) -> str:
-    """A YAML text in the order of the given mappings."""
+    """A YAML text in the order of the given mappings. `UnicodeEncodeError` for text that is not Unicode, as a path with other bytes is."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=False)
