@@ -413,6 +413,17 @@ def test_a_language_model_of_another_class_is_refused_by_its_facts(tmp_path: Pat
     assert_nothing_at(tmp_path / "out")
 
 
+def test_up_from_a_link_is_up_from_where_it_leads(language: Path, tmp_path: Path) -> None:
+    """As for every path: what has the folder's name beside the link is another one."""
+    shutil.copytree(GOLDEN.source, tmp_path / "elsewhere/folder")
+    (tmp_path / "elsewhere/inner").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere/inner")
+    (tmp_path / "folder").mkdir()
+    convert(language, tmp_path / "out", to="hf", options={"into": f"{tmp_path}/link/../folder"})
+    convert(language, tmp_path / "same", to="hf", options={"into": str(GOLDEN.source)})
+    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "same")
+
+
 def test_values_are_rounded_only_where_that_is_asked_for(language: Path, tmp_path: Path) -> None:
     held = {name: tensor.bfloat16() for name, tensor in load_file(GOLDEN.source / "model.safetensors").items()}
     norm = "model.language_model.norm.weight"  # which the folder keeps wide

@@ -60,7 +60,7 @@ def written_into(checkpoint: Checkpoint, request: WriteRequest) -> Target:
     rounded unasked, and `CkptError` where the folder does not hold a model that sees.
     """
     given = str(request.options[INTO])
-    folder = os.path.abspath(given)
+    folder = disk.absolute(given)
     _check_request(folder, request)
     description = read(folder, _READING)
     own = reading.checkpoint_of(description, "hf", folder, _READING)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ckpt_core.sizes import parse_size
     from ckpt_core.storage.bytes.files import FileState
+    from ckpt_core.storage.bytes.home import absolute
     from ckpt_core.storage.bytes.output import Excerpt, OutputFile
     from ckpt_core.storage.bytes.stored import read_range, read_small
 else:
@@ -15,9 +16,10 @@ else:
         {
             "ckpt_core.sizes": "parse_size",
             ".files": "FileState",
+            ".home": "absolute",
             ".output": "Excerpt OutputFile",
             ".stored": "read_range read_small",
         },
     )
 
-__all__ = ["Excerpt", "FileState", "OutputFile", "parse_size", "read_range", "read_small"]
+__all__ = ["Excerpt", "FileState", "OutputFile", "absolute", "parse_size", "read_range", "read_small"]
