@@ -61,19 +61,19 @@ def test_what_an_older_conversion_carried_goes_no_further(format: str, model: Pa
 
 
 def test_the_account_of_a_run_goes_with_its_state_alone(tmp_path: Path) -> None:
-    for run in runs("hf-trainer"):
-        source = shutil.copytree(run.checkpoint, tmp_path / "run")
-        for state, there in ((None, True), ("keep", True), ("drop", False)):
-            convert(source, tmp_path / str(state), to="hf", training_state=state)
-            found = files_below(tmp_path / str(state))
-            assert ({"trainer_state.json", "optimizer.pt", "scheduler.pt"} <= found) is there
-            assert ("trainer_state.json" in found) is there
-        (source / "optimizer.pt").write_bytes(b"damaged")
-        receipt = convert(source, tmp_path / "damaged", to="hf")
-        assert "trainer_state.json" not in files_below(tmp_path / "damaged")
-        assert "trainer_state.json" in str(receipt.losses)
-        (source / "optimizer.pt").unlink()
-        convert(source, tmp_path / "log", to="hf")  # without an optimizer it is a log like any other
-        assert "trainer_state.json" in files_below(tmp_path / "log")
-        with open_checkpoint(source) as found_there:
-            assert "trainer_state.json" not in found_there.checkpoint.sidecars
+    run, *_ = runs("hf-trainer")
+    source = shutil.copytree(run.checkpoint, tmp_path / "run")
+    for state, there in ((None, True), ("keep", True), ("drop", False)):
+        convert(source, tmp_path / str(state), to="hf", training_state=state)
+        found = files_below(tmp_path / str(state))
+        assert ({"trainer_state.json", "optimizer.pt", "scheduler.pt"} <= found) is there
+        assert ("trainer_state.json" in found) is there
+    (source / "optimizer.pt").write_bytes(b"damaged")
+    receipt = convert(source, tmp_path / "damaged", to="hf")
+    assert "trainer_state.json" not in files_below(tmp_path / "damaged")
+    assert "trainer_state.json" in str(receipt.losses)
+    (source / "optimizer.pt").unlink()
+    convert(source, tmp_path / "log", to="hf")  # without an optimizer it is a log like any other
+    assert "trainer_state.json" in files_below(tmp_path / "log")
+    with open_checkpoint(source) as found_there:
+        assert "trainer_state.json" not in found_there.checkpoint.sidecars

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_core.architecture import Architecture, differing, facts_of
 from ckpt_core.checkpoint import Checkpoint, Provenance
-from ckpt_core.company.companions import of_model
+from ckpt_core.company.companions import without_training_files
 from ckpt_core.company.vocabulary import settled, with_vocabulary
 from ckpt_core.description import Averaged, Description, Fragment, SavedTraining, Vocabulary
 from ckpt_core.errors import CkptError, NotCarried, Problems, ProblemsFound, UsageError
@@ -151,7 +151,7 @@ def checkpoint_of(description: Description, format: str, path: str, request: Rea
     checkpoint = checkpoint if eps is None else _with_latent_norms(checkpoint, float(eps))
     checkpoint = _without_predictors(checkpoint) if drops_predictors(request) else checkpoint
     drops = request.training_state == "drop"
-    checkpoint = of_model(checkpoint, trained=not drops)
+    checkpoint = without_training_files(checkpoint, but_account=not drops)
     return checkpoint if drops else _with_training(checkpoint, description, request)
 
 
@@ -166,7 +166,7 @@ def _with_training(checkpoint: Checkpoint, description: Description, request: Re
         state = training_of(description, saved, checkpoint)
     except CkptError as error:
         if request.training_state != "keep":
-            return of_model(checkpoint.not_continued(error), trained=False)
+            return without_training_files(checkpoint.not_continued(error), but_account=False)
         for problem in error.problems if isinstance(error, ProblemsFound) else [error]:
             problem.fix = problem.fix or "the weights alone are converted with --training-state drop"
         raise

@@ -226,7 +226,7 @@ def _check_rounding(training: Training, tensors: Mapping[str, LazyParameter], dt
 
 
 def _check_masters(training: Training, tensors: Mapping[str, LazyParameter], dtype: DType) -> None:
-    """Weights beside masters are these rounded once, and its readers hold them against each other."""
+    """`NotCarried` where the weights would not be their masters, rounded once: frameworks save them so, and a reader compares the two."""
     narrower = dtype.size < FP32.size
     apart = [
         name

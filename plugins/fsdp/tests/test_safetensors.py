@@ -114,8 +114,15 @@ def test_what_is_not_whole_is_refused_by_name(model: Path, tmp_path: Path) -> No
 
         return change
 
+    def turn(folder: Path) -> None:
+        file = folder / "shard-00002-model-00001-of-00001.safetensors"
+        held = {name: tensor.reshape(*tensor.shape, 1) for name, tensor in load_file(file).items()}
+        said = json.dumps({name: {"saved_offsets": [0] * tensor.ndim} for name, tensor in held.items()})
+        save_file(held, file, {"DCP_SHARDING_INFO": said})
+
     for number, (change, message) in enumerate(
         (
+            (turn, "have different numbers of axes"),
             (remove(1), "the files of rank 1 are missing"),
             (remove(2), "the files of rank 2 are missing"),
             (

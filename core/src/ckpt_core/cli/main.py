@@ -114,10 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["help"]:  # `ckpt help convert`, as of other programs
         arguments = [*arguments[1:], "--help"]
     as_json = "--json" in arguments
-    ends = [signal.SIGTERM]
+    caught = [signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # `nohup` has it ignored
-        ends.append(signal.SIGHUP)
-    before = {one: signal.signal(one, _terminate) for one in ends}
+        caught.append(signal.SIGHUP)
+    before = {one: signal.signal(one, _terminate) for one in caught}
     collection = gc.get_threshold()
     gc.set_threshold(COLLECTION)
     try:

@@ -162,9 +162,8 @@ def command(
 
         draw(report, tolerance, plot)
     passed = verdict.passed and (report is None or report.within(tolerance))
-    if not verdict.passed and recorded:
-        words = _asked_then(recorded, source, source_options)
-        verdict.remarks += [f"the conversion read the source with {words}: give that here, too"] if words else []
+    if not verdict.passed and recorded and (words := _options_then(recorded, source, source_options)):
+        verdict.remarks.append(f"the conversion read the source with {words}: give that here, too")
     if as_json:
         emit_json(
             {"passed": passed, "source": src, "destination": dst, **verdict_json(verdict, recorded, report, tolerance)}
@@ -179,7 +178,7 @@ def command(
     return 0 if passed else 3
 
 
-def _asked_then(recorded: Receipt, source: Checkpoint, options: Mapping[str, str]) -> str:
+def _options_then(recorded: Receipt, source: Checkpoint, options: Mapping[str, str]) -> str:
     """The options by which the recorded conversion read its source, and that are not given now, as they are typed."""
     from ckpt_core.plugins.discovery import require
 

@@ -54,8 +54,8 @@ OF_TRAINING = ledger.Contents(
         "zero_to_fp32.py": _DEEPSPEED,
     }
 )
-"""What is of a training among the files beside a model which are no tensors: Trainer's (trainer.py, `_save_checkpoint`), accelerate's and DeepSpeed's.
-The Trainer's account of its run travels with the state of the training. Nothing else of it does."""
+"""Files of a training that lie beside a model and hold no tensors: Trainer's (trainer.py, `_save_checkpoint`), accelerate's and DeepSpeed's.
+The Trainer's account of its run travels with the state of the training, the others with nothing."""
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -95,14 +95,14 @@ def with_config(checkpoint: Checkpoint, config: str, notes: Mapping[str, Any]) -
     return found.because(f"by {config}: {', '.join([*sorted(added), *sorted(files)])}")
 
 
-def of_model(checkpoint: Checkpoint, trained: bool) -> Checkpoint:
-    """`checkpoint` without the files of a training among its companions: those of the model go along. `trained`: the Trainer's account does, too."""
+def without_training_files(checkpoint: Checkpoint, but_account: bool) -> Checkpoint:
+    """`checkpoint` without the files of a training among its companions; `but_account`: the Trainer's account of its run stays among them."""
     left = {
         name: (file, reason)
         for name, file in checkpoint.sidecars.items()
         if isinstance(reason := OF_TRAINING.of(name), ledger.Reason)
         and reason is not ledger.UNKNOWN_KEY
-        and not (trained and name == ACCOUNT)
+        and not (but_account and name == ACCOUNT)
     }
     if not left:
         return checkpoint

@@ -49,7 +49,7 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
 
         from ckpt_core.engine.worker import begin_process
 
-        with _started_safely(), contextlib.ExitStack() as stack:
+        with _started_safely():
             try:
                 processes = ProcessPoolExecutor(workers, _forked_from_a_server(), begin_process, (dict(os.environ),))
             except (OSError, ImportError) as error:  # without its semaphores, as where /dev/shm is missing or read-only
@@ -59,7 +59,8 @@ def executor_for(engine: str, workers: int, address: str | None = None) -> Itera
                     expected="room for a few processes, and semaphores, which need a /dev/shm that can be written",
                     fix="use --engine local",
                 ) from error
-            yield stack.enter_context(processes)
+            with processes:
+                yield processes
     else:
         with {"ray": _ray, "dask": _dask}[engine](workers, address) as pool:
             yield pool

@@ -460,7 +460,7 @@ def _bytes_at_once(assembly: LazyParameter, deliveries: Iterable[Write]) -> int:
 
 
 def _bytes_to_encode(deliveries: Iterable[Write]) -> int:
-    """The bytes of each buffer that rows take which are encoded together, as float32: they are as many, whatever is moved at a time, and there is a buffer more."""
+    """The least bytes of a buffer for rows that are encoded together. They are as many whatever is moved at a time, and take one buffer more as float32."""
     groups = (one.encoded.bytes_of_group for one in deliveries if one.encoded is not None)
     return max(groups, default=0) * (_BUFFERS + 1) // _BUFFERS
 

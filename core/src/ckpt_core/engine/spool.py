@@ -190,12 +190,9 @@ class Spool(Staging):
     def create(self, files: Iterable[OutputFile], tell: Tell) -> None:
         """Make the files here and the uploads in the store. Parts that an earlier run sent and the store has lost are made again."""
         super().create(files, tell)
-        done: set[Place] = set()
-        doubted = set(self._parts.copied)  # a file that is copied may be another one by now, and no piece tells
-        for transfer in self._plan.transfers if self.done or os.path.lexists(self._log) else ():
-            (done if transfer.key in self.done else doubted).update(self._parts.of(transfer))
+        doubted, kept = self._known()
         try:
-            lost = self._uploads.open(tell, doubted, done)
+            lost = self._uploads.open(tell, doubted, kept)
         except BeingWritten:
             if not self.done:
                 self.remove()
@@ -204,6 +201,17 @@ class Spool(Staging):
             for transfer in self._plan.transfers:
                 if transfer.key in self.done and not lost.isdisjoint(self._parts.of(transfer)):
                     del self.done[transfer.key]
+
+    def _known(self) -> tuple[set[Place], set[Place]]:
+        """The parts of an earlier run of which the journal lacks a piece, so that nobody knows what was sent of them, and those of which it has one."""
+        doubted, kept = (
+            set(self._parts.copied),
+            set[Place](),
+        )  # no piece tells whether a file that is copied is the one that it was
+        if self.done or os.path.lexists(self._log):
+            for transfer in self._plan.transfers:
+                (kept if transfer.key in self.done else doubted).update(self._parts.of(transfer))
+        return doubted, kept
 
     def begin(self, todo: Iterable[Transfer]) -> None:
         """See `Staging`. Sends the parts that wait for no transfer."""

@@ -61,11 +61,11 @@ class Uploads:
 
     # --- the claim
 
-    def open(self, tell: Tell, doubted: Set[Place] = frozenset(), kept: Set[Place] = frozenset()) -> set[Place]:
-        """Find the uploads of an earlier run of this plan, or begin new ones. Returns the parts that have to be made again: it sent them, and the
-        store has lost them or nobody knows what they were made of (`doubted`), or what is there is not what lies here.
+    def open(self, tell: Tell, doubted: Set[Place], kept: Set[Place]) -> set[Place]:
+        """Find the uploads of an earlier run of this plan, or begin new ones. Returns the parts that have to be made again.
 
-        `kept` are parts of which something lies here that is not made again by itself.
+        Those are parts that the run sent and the store has lost, parts that it sent and nobody knows what of (`doubted`), and those of `kept` of
+        which the store has other bytes than lie here. The journal has the pieces of `kept`, so that nothing else makes them again.
         `CkptError` if another conversion goes on here; `tell` gets a sentence if it takes time to find out.
         """
         said = self._claim.read()
@@ -91,7 +91,7 @@ class Uploads:
         return (logged.keys() - self.sent.keys()) | self._dropped(kept - logged.keys())
 
     def _dropped(self, places: Iterable[Place]) -> set[Place]:
-        """Those of some parts that the store has otherwise than they lie here: they were sent, and dropped here, and the log does not say so."""
+        """Those of some parts of which the store has other bytes than lie here: they were sent, and dropped here, and the log lost that."""
         return {
             place
             for place in places
@@ -244,8 +244,8 @@ class Uploads:
     # --- the end
 
     def agree(self, contents: str) -> bool:
-        """Say in the claim what is about to get its name; False where a run before said that of other contents. The same plan has others where a
-        source file was replaced by one of the same size and time."""
+        """Say in the claim which contents are about to get their name. False where an earlier run said others: the same plan has them where a source
+        file was replaced by one of the same size and time."""
         self.drain()
         self._claim.check()
         known = self._claim.said("contents")

@@ -103,17 +103,18 @@ class Report:
 
 
 def begin_process(environment: Mapping[str, str]) -> None:
-    """Give this process the environment of the one that asked for it: the server that it was forked from may be as old as a notebook, and
-    the credentials of a store younger. It ends with the one that asked: one that is killed can't say that nothing more comes, and every worker has
-    an end of the queue of tasks to write to, so that none would ever read that it is closed."""
+    """Give this process the environment of the one that asked for it, and end it when that one ends."""
+    # The server that it was forked from may be as old as a notebook, and the credentials of a store younger.
     os.environ.clear()
     os.environ.update(environment)
+    # A process that is killed can't say that no task follows. Nor is the queue of tasks closed by its death, since every worker can write to it, too.
     asker = multiprocessing.parent_process()
     if asker is not None:
         threading.Thread(target=_end_with, args=(asker,), name="end", daemon=True).start()
 
 
 def _end_with(process: BaseProcess) -> None:
+    """Wait for the end of a process, then end this one at once: its main thread may be in the middle of a task."""
     process.join()
     os._exit(1)
 

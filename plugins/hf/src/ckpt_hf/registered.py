@@ -69,13 +69,10 @@ _ORDERS_OF_4: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("granitemoe", "granitemoeshared"),
         (
-            *(
-                "self_attn",
-                "block_sparse_moe.input_linear",
-                "block_sparse_moe.output_linear",
-                "block_sparse_moe.router",
-            ),
-            *(*_NORMS, "shared_mlp"),
+            "self_attn",
+            *(f"block_sparse_moe.{part}" for part in ("input_linear", "output_linear", "router")),
+            *_NORMS,
+            "shared_mlp",
         ),
     ),
 }

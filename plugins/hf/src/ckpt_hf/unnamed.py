@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ckpt_core.sdk import CkptError, architecture_of
@@ -13,14 +13,25 @@ from ckpt_hf.names import NOTHING, matching
 
 def fitting(config: Mapping[str, Any], file: str, names: Collection[str], same: Same) -> list[str]:
     """The classes of the `model_type` of a config that explain all tensors of these `names`, and lack none."""
-    return [family.class_name for family in _fitting(config, file, names, same)]
+    found = []
+    for family in classes_of(str(config.get("model_type"))):
+        try:
+            said = family.as_stored(family.plain(dict(config), file), names, same)
+            architecture = architecture_of(family.config.read(said, file)[0], file)
+            leftovers = NOTHING if architecture.decoder and architecture.decoder.predictors else family.leftovers
+            if matching(family.spellings(family.arranged_by(config)), names, architecture, leftovers).complete:
+                found.append(family.class_name)
+        except CkptError:
+            continue  # a class whose config says otherwise is not the one
+    return found
 
 
 def check_class(
     config: Mapping[str, Any], file: str, family: Family, names: Collection[str], same: Same, fix: str
 ) -> None:
-    """`CkptError` that proposes the class of this `model_type` whose tensors are called `names`, where `config` names none and those of `family`, the usual
-    one, are called otherwise. Nothing where no class fits: the reader says what is missing. `fix` is how the user says the class, with {} for its name.
+    """Raise a `CkptError` that proposes the class whose tensors are called `names`, where `config` names none and `family`, the usual one, calls them otherwise.
+
+    Where no class fits, it raises nothing: the reader says what is missing. `fix` is how the user says the class, with {} for its name.
     """
     if config.get("architectures"):
         return
@@ -33,16 +44,3 @@ def check_class(
             expected="key 'architectures'",
             fix=" or ".join(fix.format(name) for name in others),
         )
-
-
-def _fitting(config: Mapping[str, Any], file: str, names: Collection[str], same: Same) -> Iterator[Family]:
-    """The classes that explain every tensor and lack none."""
-    for family in classes_of(str(config.get("model_type"))):
-        try:
-            said = family.as_stored(family.plain(dict(config), file), names, same)
-            architecture = architecture_of(family.config.read(said, file)[0], file)
-            leftovers = NOTHING if architecture.decoder and architecture.decoder.predictors else family.leftovers
-            if matching(family.spellings(family.arranged_by(config)), names, architecture, leftovers).complete:
-                yield family
-        except CkptError:
-            continue

@@ -31,8 +31,8 @@ _HEAD = 32
 def plain(path: str) -> str:
     """The path as it is; without a `..` if that is behind a link.
 
-    For the system `link/../out` is beside the folder that the link leads to. `os.path.abspath` looks at the text alone, and makes `out` beside
-    the link of it: another place, and whatever lies there is somebody else's. What comes behind the last `..` stays, whether it is a link or not.
+    For the system `link/../out` is beside the folder that the link leads to. `os.path.abspath` looks at the text alone, and finds `out` beside
+    the link: whatever lies there is somebody else's. What comes behind the last `..` stays, whether it is a link or not.
     """
     parts = path.split(os.sep)
     if os.pardir not in parts:

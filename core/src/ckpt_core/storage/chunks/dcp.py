@@ -92,18 +92,26 @@ def read_distributed(source: str | os.PathLike[str] | Tree) -> DistributedCheckp
     for name in blobs:
         problems.add(FormatError(f"the metadata locates {name!r}, but does not describe it", file=path))
     problems.raise_any()
+    tensors = _settled(tensors, objects, files, path)
+    return DistributedCheckpoint(tree.path, tensors, objects, [tree[METADATA].file])
+
+
+def _settled(
+    tensors: Mapping[str, ChunkedTensor], objects: Mapping[str, Blob], files: Mapping[str, Blob], path: str
+) -> dict[str, ChunkedTensor]:
+    """The tensors with their true places, those in safetensors among them. `FormatError` where two things overlap."""
     plain = [tensor for tensor in tensors.values() if any(lies_plain(tensor, chunk) for chunk in tensor.chunks)]
-    containers: dict[tuple[str, int], Blob] = {}
-    held = [*objects.values(), *(chunk.data for tensor in tensors.values() for chunk in tensor.chunks)]
+    moved: Mapping[str, ChunkedTensor] = {}
+    containers: Mapping[tuple[str, int], Blob] = {}
     if plain:
         from ckpt_core.storage.chunks.dcp_safetensors import in_containers
 
         ends = {whole.name: whole.offset + whole.length for whole in files.values()}
         moved, containers = in_containers(plain, ends, path)
-        tensors |= moved
-    others = (blob for blob in held if isinstance(blob, Blob) and (blob.file, blob.offset) not in containers)
+    said = [*objects.values(), *(chunk.data for tensor in tensors.values() for chunk in tensor.chunks)]
+    others = (blob for blob in said if isinstance(blob, Blob) and (blob.file, blob.offset) not in containers)
     _check_overlap([*others, *containers.values()], path)
-    return DistributedCheckpoint(tree.path, tensors, objects, [tree[METADATA].file])
+    return {**tensors, **moved}
 
 
 def _unpickled(tree: Tree) -> Any:
@@ -132,7 +140,7 @@ def _fields(value: object, classes: Sequence[str], path: str) -> dict[str, Any]:
 
 
 def _blobs(located: Mapping[object, object], tree: Tree, files: dict[str, Blob]) -> dict[str, dict[Origin, Blob]]:
-    """Where everything lies, by name and (for tensors) by the chunk's first index; `files` are told the whole files."""
+    """Where everything lies, by name and (for tensors) by the chunk's first index; the whole files that were looked up enter `files`."""
     path = tree.place(METADATA)
     found: dict[str, dict[Origin, Blob]] = {}
     problems = Problems(f"reading {path}")

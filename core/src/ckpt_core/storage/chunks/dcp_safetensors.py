@@ -25,7 +25,6 @@ _ORIGINS = "DCP_SHARDING_INFO"
 _SHARD = re.compile(r"shard-(\d{5,})-model-(\d{5,})-of-(\d{5,})\.safetensors")
 _ALL = "copy the files of all ranks: every node of a run saves its own"
 
-
 Place = tuple[str, int]
 """A file, and the byte of it where a container begins."""
 
@@ -58,7 +57,8 @@ class Container:
         return tuple(found)
 
     def chunk(self, key: str, origin: tuple[int, ...], shape: tuple[int, ...], dtype: DType) -> StoredTensor:
-        """The part of a tensor that `.metadata` says to lie here. A container has one place for a name, so that a second part of it is lost."""
+        """The part of a tensor that `.metadata` says to lie here. `FormatError` where it does not: a container has one entry for a name, so that a
+        second part of the same tensor is lost when torch writes it."""
         stored = self.tensors.get(key)
         if stored is None or (self.origin(key), stored.shape, stored.dtype) != (origin, shape, dtype):
             raise FormatError(
@@ -73,7 +73,10 @@ class Container:
 def in_containers(
     tensors: Iterable[ChunkedTensor], ends: Mapping[str, int], path: str
 ) -> tuple[dict[str, ChunkedTensor], dict[Place, Blob]]:
-    """Tensors of the `.metadata` at `path`, with the places in safetensors of those that lie there; and the containers, which reach to the ends of their files."""
+    """Tensors of the `.metadata` at `path` with their true places, and the containers that hold them.
+
+    `ends` has the byte behind each file by its name: a container is the last thing in its file.
+    """
     known: dict[Place, Container] = {}
     found: dict[str, ChunkedTensor] = {}
     problems = Problems(f"reading {path}")
@@ -123,27 +126,41 @@ def read_shards(folder: str) -> DistributedCheckpoint:
     problems.raise_any()
     tensors = {}
     for name, chunks in found.items():
-        kept = [chunk for chunk in chunks if 0 not in chunk.shape] or chunks[:1]
-        if len({len(chunk.shape) for chunk in kept}) > 1:
-            problems.add(FormatError(f"the parts of {name!r} have different numbers of axes", file=folder))
-            continue
-        ends = [[start + size for start, size in zip(chunk.origin, chunk.shape, strict=True)] for chunk in kept]
-        shape = tuple(map(max, zip(*ends, strict=True)))
         try:
-            check_tiling(name, shape, kept, folder)
+            tensors[name] = _joined(name, chunks, dtypes[name], folder)
         except FormatError as problem:
-            problem.fix = _ALL
-            problems.add(problem)
             if lacking:
                 raise lacking from problem
-        tensors[name] = ChunkedTensor(name, dtypes[name], shape, tuple(kept))
+            problems.add(problem)
     problems.raise_any()
     return DistributedCheckpoint(folder, tensors, lacking=lacking)
 
 
+def _joined(name: str, chunks: Sequence[Chunk], dtype: DType, folder: str) -> ChunkedTensor:
+    """The tensor of which all ranks have these parts. A rank for which no row is left has an empty part, at an index of its own."""
+    kept = tuple(chunk for chunk in chunks if 0 not in chunk.shape) or tuple(chunks[:1])
+    if len(axes := {len(chunk.shape) for chunk in kept}) > 1:
+        raise FormatError(
+            f"the parts of {name!r} have different numbers of axes",
+            file=folder,
+            found=" and ".join(map(str, sorted(axes))),
+            fix="copy the files of one step again",
+        )
+    ends = [[start + size for start, size in zip(chunk.origin, chunk.shape, strict=True)] for chunk in kept]
+    shape = tuple(map(max, zip(*ends, strict=True)))
+    try:
+        check_tiling(name, shape, kept, folder)
+    except FormatError as problem:
+        problem.fix = _ALL
+        raise
+    return ChunkedTensor(name, dtype, shape, kept)
+
+
 def _files(folder: str) -> tuple[list[str], FormatError | None]:
-    """The files of all ranks; and an error where numbers are missing that others speak of. A rank that has nothing to save writes no file: all that it
-    holds is replicated, and others save it (planner_helpers.py, `dedup_save_plans`)."""
+    """The files of all ranks, and the error about numbers that others speak of and that are not there.
+
+    It is not raised at once: a rank whose tensors are all replicated, and saved by others, writes no file (planner_helpers.py, `dedup_save_plans`).
+    """
     matches = [match for name in sorted(os.listdir(folder)) if (match := _SHARD.fullmatch(name))]
     lacking = None
     for what, have, want in (

@@ -79,14 +79,15 @@ class ChunkedTensor:
 
 
 def lies_plain(tensor: ChunkedTensor, chunk: Chunk) -> bool:
-    """Whether the place of a chunk is as long as its elements: a torch file is longer, so that they lie in a container."""
+    """Whether the place of a chunk has the length of its bare elements, as of a safetensors container. A torch file around them is longer."""
     return isinstance(chunk.data, Blob) and chunk.data.length == math.prod(chunk.shape) * tensor.dtype.size
 
 
 @dataclass(frozen=True)
 class DistributedCheckpoint:
-    """What lies in a folder (or an archive): tensors and objects by name. `described_in` are the files that say so; without them, `lacking` is the error
-    about files of which only the names of others speak: it holds unless all that is wanted is there.
+    """What lies in a folder (or an archive): tensors and objects by name. `described_in` are the files that say so.
+
+    Where there are none, `lacking` is the error about files that the names of others speak of. It is to be raised unless all that is wanted is there.
     """
 
     folder: str

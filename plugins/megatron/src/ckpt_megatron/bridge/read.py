@@ -57,6 +57,10 @@ from ckpt_megatron.transformer_config.reading import (
     refuse_adapters,
 )
 
+_SINCE_0_6 = "max_steps"  # of the scheduler: it came after 0.5, and before the optimizer's condition did
+_DIVIDES = "optimizer_config_override_provider"
+_DIVIDER = "megatron.bridge.training.config.OptimizerConfigOverrideProvider"
+
 
 def read(path: str, request: ReadRequest) -> Description:
     """What lies at the folder of an iteration, or at the run folder that holds it."""
@@ -141,9 +145,9 @@ def _training(
 
 
 def _args(fields: Mapping[str, Any], sections: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """How the model was run, by the names of Megatron-LM's args: the fields of the model, of OptimizerConfig, and of the scheduler which are decayed.
+    """What a run was told, by the names of Megatron-LM's args: the fields of its model and of its OptimizerConfig, and the condition of weight decay.
 
-    `NotCarried` where a class of someone else divides the parameters (training/config.py, `OptimizerConfigOverrideProvider`).
+    `NotCarried` where a class that is not Bridge's divides the parameters (training/config.py, `OptimizerConfigOverrideProvider`).
     """
     optimizer, scheduler, divides = (_section(sections, name) for name in ("optimizer", "scheduler", _DIVIDES))
     if (target := divides.get("_target_", _DIVIDER)) != _DIVIDER:
@@ -161,10 +165,11 @@ def _args(fields: Mapping[str, Any], sections: Mapping[str, Any], file: str) -> 
 
 
 def _condition(scheduler: Mapping[str, Any], optimizer: Mapping[str, Any], has_norms: bool, file: str) -> Any:
-    """The condition of weight decay that a run follows. Until Bridge 0.5 it is the scheduler's; since 0.6 the optimizer says it, as Megatron-LM's does, and
-    what the scheduler says is passed by (training/config.py, `build_config_overrides`). `max_steps` of the scheduler came between them.
+    """The condition of weight decay that a run follows.
 
-    `NotCarried` for a model with norms of queries and keys whose optimizer decays them: 0.3 to 0.5 have its key, and do not look at it.
+    Until Bridge 0.5 it is the scheduler's. Since 0.6 the optimizer says it, as Megatron-LM's does, and what the scheduler says is passed by
+    (training/config.py, `build_config_overrides`). `NotCarried` for a model with norms of queries and keys where the optimizer says that they are
+    decayed, and the file does not say which of the two versions it is of: 0.3 to 0.5 have the optimizer's key, and do not look at it.
     """
     if _SINCE_0_6 in scheduler:
         return None
@@ -180,16 +185,9 @@ def _condition(scheduler: Mapping[str, Any], optimizer: Mapping[str, Any], has_n
     return condition
 
 
-_SINCE_0_6 = "max_steps"
-
-
 def _section(sections: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     said = sections.get(name)
     return said if isinstance(said, dict) else {}
-
-
-_DIVIDES = "optimizer_config_override_provider"
-_DIVIDER = "megatron.bridge.training.config.OptimizerConfigOverrideProvider"
 
 
 def _enter_progress(found: FolderContents, folder: str, path: str) -> None:

@@ -37,6 +37,11 @@ KEYS = (
 _EXPERTS = ".experts."
 _QK_NORMS = ("q_layernorm.", "k_layernorm.")
 _EMBEDDING = "embedding"
+# What args of Megatron-LM and Bridge say of weight decay
+CONDITION = "no_weight_decay_cond_type"
+EMBEDDING_STD = "embedding_init_method_std"
+QWEN3_NEXT = "qwen3_next"
+QK_DECAYED = "apply_wd_to_qk_layernorm"
 
 
 class Divided(NamedTuple):
@@ -51,7 +56,7 @@ ORDER = tuple(Divided(experts, undecayed) for experts in (False, True) for undec
 
 
 class DecayRule(NamedTuple):
-    """Which parameters a run decays. Matrices are decayed, vectors and biases are not, and these two kinds are as the run was told."""
+    """Which parameters a run decays: matrices, and no vectors and biases. Whether norms of queries and keys, and embeddings, are is as the run was told."""
 
     qk_norms: bool = False
     embeddings: bool = True
@@ -88,12 +93,6 @@ def decay_rule(args: Mapping[str, Any], bodies: Sequence[Mapping[str, Any]], fil
         )
     skips = args.get(EMBEDDING_STD) is not None and not any("default_config" in body for body in bodies)
     return DecayRule(bool(args.get(QK_DECAYED)) or kind is not None, not skips)
-
-
-CONDITION = "no_weight_decay_cond_type"
-EMBEDDING_STD = "embedding_init_method_std"
-QWEN3_NEXT = "qwen3_next"
-QK_DECAYED = "apply_wd_to_qk_layernorm"
 
 
 def said_of(body: Mapping[str, Any]) -> Divided:
