@@ -219,7 +219,7 @@ def _guarded(plugin: Plugin, path: str, named: tuple[str, ...]) -> Iterator[None
 
 
 def _recognised_otherwise(plugin: Plugin, path: str, error: CkptError) -> CkptError:
-    """The error of a reader that was asked for by --from, and of whose format the path is not: what other formats make of it is worth a try."""
+    """The error of a reader, with the advice to leave --from out where the path is of other formats alone."""
     others = _recognised(path)
     if others and plugin.name not in others:
         way = f"leave --from out: it looks like {' or '.join(others)}"

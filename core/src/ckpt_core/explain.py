@@ -343,7 +343,7 @@ def near_parameters(everywhere: Everywhere, parameter: str) -> list[str]:
 
 
 def _parts_of_names(everywhere: Everywhere, like: str) -> set[str]:
-    """The parts of native names that have as many steps as `like`: of `q_prj`, every `q_proj`, `wq` and `weight`."""
+    """The parts of native names that have as many steps as `like`: for `q_prj`, which has one, every `q_proj`, `wq` and `weight`."""
     count = like.count(".") + 1
     names = (
         name.native.split(".") for by_format in everywhere.values() for names in by_format.values() for name in names

@@ -220,7 +220,7 @@ def _moments(
 
 
 def _check_whole(bound: BoundTables, ranks: Sequence[RankTensors], trained: Collection[str], where: str) -> None:
-    """`NotCarried` for a parameter that lies in several tensors of which some were never stepped: an expert that got no token is such a tensor."""
+    """`NotCarried` for a parameter that lies in several tensors of which some were never stepped, as of an expert that got no token."""
     held = _held_by_name(bound, ranks)
     with_moments = {name for rank in ranks for name in rank.tensors}
     stepped = {parameter for name in with_moments & held.keys() for parameter in held[name]}

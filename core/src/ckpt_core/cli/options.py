@@ -153,7 +153,10 @@ def reading_words(*, format: str | None, config: str | None, options: dict[str, 
 
 
 def training_state(command: Callable) -> Callable:
-    """The option of every command that reads the values of a checkpoint: `training`, a flag, where `convert` has a choice."""
+    """The option of every command that reads the values of a checkpoint.
+
+    It is a flag, `training`, where `convert` has a choice. The advice of readers is for `convert`, so that an error gets that for the flag.
+    """
 
     @functools.wraps(command)
     def advising(*args: Any, **kwargs: Any) -> Any:
@@ -173,7 +176,7 @@ def training_state(command: Callable) -> Callable:
 
 
 _ADVICE_OF_CONVERT = re.compile(r"(^|, or |; )[^,;]*(?:, )?(?:with )?--training-state (?:drop|keep).*$")
-"""What readers advise on a state that can't be carried: `convert the weights alone, with --training-state drop`, after other advice or not."""
+"""The last piece of advice where it is for `convert`: `convert the weights alone, with --training-state drop`, with or without others before it."""
 
 
 def for_each_side(

@@ -43,7 +43,7 @@ class Future:
 
 @dataclass(frozen=True)
 class Survey:
-    """A checkpoint, what it was opened as, with `--stats` the statistics of its tensors, and the options that it was `asked` by."""
+    """A checkpoint, the path that was given, with `--stats` the statistics of its tensors, and the options that it was read by (`asked`)."""
 
     checkpoint: Checkpoint
     src: str

@@ -179,7 +179,7 @@ def command(
 
 
 def _options_then(recorded: Receipt, source: Checkpoint, options: Mapping[str, str]) -> str:
-    """The options by which the recorded conversion read its source, and that are not given now, as they are typed."""
+    """The options, as they are typed, by which the recorded conversion read its source, and which are not given now."""
     from ckpt_core.plugins.discovery import require
 
     declared = {one.name for one in require(source.format).info.options if one.side != "write"}

@@ -90,7 +90,7 @@ def group_of(said: Mapping[str, Any], names: Iterable[str], file: str, others: C
 
 
 def _without_tensors(said: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A group with numbers in the place of tensors of one element, which the learning rate is of an optimizer in a CUDA graph (`capturable`), and betas may be."""
+    """A group with numbers in the place of tensors of one element: the learning rate of an optimizer in a CUDA graph (`capturable`), and its betas (torch 2.7)."""
     kept = [one for value in said.values() for one in _each(value) if isinstance(one, StoredTensor)]
     if not kept:
         return said

@@ -33,8 +33,10 @@ _OF_MEGATRON = ("metadata.json", "common.pt")
 
 @schema.dataclass(frozen=True)
 class Place:
-    """Where a checkpoint lies. `weights` is the folder of its tensors, `home` the one around what lies beside them. `listed`: a `.metadata` says
-    what is in the files."""
+    """Where a checkpoint lies. `weights` is the folder of its tensors, `home` the one around what lies beside them.
+
+    `listed`: a `.metadata` says what is in the files.
+    """
 
     weights: str
     home: str

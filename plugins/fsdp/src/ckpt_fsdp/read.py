@@ -71,7 +71,7 @@ def described(stored: SavedTensors, where: Place, path: str, request: ReadReques
 
 
 def _check_whole(stored: SavedTensors, tables: layouts.BoundTables) -> None:
-    """Raise that files are lacking where the model has tensors that are not there, be it copies of others, such as a tied head: they may have been none."""
+    """Raise the error about missing files where the model has tensors that are not there. A tied head counts, too: in the missing file it may differ."""
     if stored.lacking and not tables.natives().keys() <= stored.names:
         raise stored.lacking
 

@@ -137,7 +137,10 @@ def _fitting(checkpoint: Checkpoint, own: Checkpoint, model_type: str, folder: s
     try:
         fit = choose(checkpoint, model_type)
         one = facts_of(fit.model.architecture)
-    except (Refusal, errors.ProblemsFound):  # its class says the first fact that it lacks, and of no folder
+    except (
+        Refusal,
+        errors.ProblemsFound,
+    ):  # this names what a class lacks, and not the folder, whose model may be another one in the first place
         one = facts_of(checkpoint.architecture)
         if not schema.differing(one, two):
             raise

@@ -88,8 +88,11 @@ def _identified(
     architecture: Architecture,
     path: str,
 ) -> tuple[TableSet, dict[Any, str]]:
-    """The parameter of every number, and the tables that have its name: those that transformers 5 holds in memory, else those of transformers 4, which
-    has a parameter for each expert, or the router of GraniteMoE elsewhere. Raises what the first of them lack where none fits."""
+    """The tables that say which parameters the optimizer has, and the parameter of every number in it.
+
+    The tables are those of transformers 5 as it holds the model in memory, or else those of transformers 4, which has a parameter for each expert, and
+    the router of GraniteMoE elsewhere. Where none fits, it raises what the first of them lack.
+    """
     found: list[tuple[TableSet, dict[Any, str]]] = []
     refused: CkptError | None = None
     for tables in reversed(family.spellings(arrangement)):

@@ -56,7 +56,7 @@ ORDER = tuple(Divided(experts, undecayed) for experts in (False, True) for undec
 
 
 class DecayRule(NamedTuple):
-    """Which parameters a run decays: matrices, and no vectors and biases. Whether norms of queries and keys, and embeddings, are is as the run was told."""
+    """Which parameters a run decays: matrices, and neither vectors nor biases, but for two kinds of which runs are told: norms of queries and keys, and embeddings."""
 
     qk_norms: bool = False
     embeddings: bool = True

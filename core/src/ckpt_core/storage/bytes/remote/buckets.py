@@ -190,7 +190,8 @@ class Bucket:
             raise StoreError("the store does not answer the request", file=address, found=_said(error)) from None
 
     def _look(self, said: str) -> str | None:
-        """What may be wrong here where a store does not answer: its address, or that nothing but the machine's role says who asks."""
+        """What to look at on this machine where a store does not answer: the address that is set, or the credentials, where a Google library without
+        any asked the metadata server of a virtual machine for its role."""
         if (named := next(filter(os.environ.get, _ENDPOINTS), None)) and self._root.startswith("s3:"):
             return f"see that {named} is where the store is"
         return _SETTINGS["gs"] if "/computeMetadata/" in said else None

@@ -207,7 +207,7 @@ def _answer(method: str, url: str, headers: Headers) -> tuple[http.client.HTTPRe
 
 
 def _failure(error: Exception, url: str) -> Exception:
-    """What became of a request that was not answered: it may pass, but for a server that speaks no TLS, or whose certificate nobody here knows."""
+    """The error about a request that was not answered. It may pass, unless the server speaks no TLS, or has a certificate that is not known here."""
     import ssl
 
     if isinstance(error, ssl.SSLCertVerificationError):

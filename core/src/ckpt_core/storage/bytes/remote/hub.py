@@ -41,8 +41,9 @@ class Repository(NamedTuple):
 
 
 def _copies(files: list[str], folder: str) -> set[str]:
-    """Those of the files that are further copies of the weights. Below the folder or file of the address there is none if it has no others: a repository of
-    GGUF files, `original` of a Llama.
+    """Those of the files that are further copies of the weights: for other frameworks, as GGUF, as they were first published.
+
+    Where `folder`, the folder or file of the address, has no other weights, its own are none: a repository of GGUF files, `original` of a Llama.
     """
     copies = {file for file in files if any(fnmatch.fnmatch(file, pattern) for pattern in _IGNORED)}
     inside = {file for file in files if not folder or file == folder or file.startswith(f"{folder}/")}
@@ -57,7 +58,7 @@ class Hub:
         self._lock = threading.Lock()
 
     def listing(self, address: str) -> Listing:
-        """The files of a repository, without other frameworks' copies of the weights, unless there are no others where the address leads."""
+        """The files of a repository, without further copies of the weights."""
         repository = resolved(address)
         name, commit = repository.name, repository.commit
         root = f"hf://{name}@{commit}"

@@ -4,7 +4,7 @@ DIR/HASH.data     the bytes, at their places
 DIR/HASH.have     a line "START STOP" for each range that is there, added after the bytes were synced; a line that a
                       crash cut off is ended by the next one
 
-Where the data is shorter than its list says, somebody removed it or cut it: then the list is not believed, and begun anew.
+Where the data is shorter than its list says, somebody removed it or cut it. The list is then not believed, and is begun anew.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Cache:
     def read_into(self, view: memoryview, offset: int, fetch: Callable[[memoryview, int], None]) -> None:
         """Fill `view` from `offset`; what is not here is fetched, and kept."""
         with contextlib.ExitStack() as stack:
-            # The size comes before the list: of data that is lost the list is emptied before there is other data.
+            # The size is looked at before the list is read: where data was lost, the list is emptied before other data is written, so that no list of
+            # the old data is held against the size of the new.
             data, size = -1, 0
             with contextlib.suppress(FileNotFoundError):
                 data = os.open(self._data, os.O_RDONLY | os.O_CLOEXEC)
@@ -59,7 +60,8 @@ class Cache:
     def _keep(self, view: memoryview, offset: int, listed: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with _open(self._data, flags) as data:
-            # It was removed or cut: what is listed of it would read as zeros. What others listed meanwhile of data that is gone is lost with it.
+            # The data was removed or cut, and what is listed of it would read as zeros. The list may also have what another process put into the data
+            # meanwhile: that is fetched again.
             if os.fstat(data).st_size < max(listed, 1):
                 with contextlib.suppress(FileNotFoundError):
                     os.truncate(self._have, 0)
@@ -69,7 +71,7 @@ class Cache:
                 left, at = left[count:], at + count
             os.fdatasync(data)
             there = _is_there(self._data, data)
-        if there:  # else it was removed meanwhile, and what was written is nowhere
+        if there:  # else the file was removed meanwhile, and a new one of its name has holes there
             with _open(self._have, flags | os.O_APPEND) as have:
                 os.write(have, f"\n{offset} {offset + len(view)}\n".encode())
 

@@ -87,11 +87,12 @@ def again(address: str, request: Callable[[], T], attempts: int = ATTEMPTS) -> T
             return request()
         except Hiccup as hiccup:
             if attempt == attempts - 1:
+                first = f"{hiccup.look}; or " if hiccup.look else ""
                 failure = StoreError(
                     "the store does not answer as it should",
                     file=address,
                     found=f"{hiccup.reason}, {attempts} times in a row",
-                    fix=f"{f'{hiccup.look}; or ' if hiccup.look else ''}run the same command again later: what is done of a conversion is kept",
+                    fix=f"{first}run the same command again later: what is done of a conversion is kept",
                 )
                 if (noted := _failures.get()) is not None:
                     noted.append(failure)
