@@ -83,7 +83,6 @@ def read(path: str, request: ReadRequest) -> Description:
     if part and read_as:
         raise errors.UsageError("-o part and -o read_as both say what the weights are", fix="give one of them")
     weights = _weight_set(path, folder, str(request.options.get(OPTION) or ""))
-
     family = (
         part.family
         if part
@@ -103,24 +102,7 @@ def read(path: str, request: ReadRequest) -> Description:
     except CkptError:
         _check_class(whole, config_file, family, stored, given=bool(part or read_as))
         raise
-    if part:
-        part.enter(ledger, config_file, whole)
-    else:
-        ledger.config(config_file, {key: ("used", "") for key in whole if key not in config})  # said in a section
-        ledger.config(config_file, family.config.fates(said))
-        for entry in family.config.entries if family.head is heads.SEES else ():
-            if isinstance(entry, configs.Nested) and isinstance(said.get(entry.key), dict):
-                inner = Config(entry.key, entry.lines).fates(said[entry.key])
-                known = {key: fate for key, fate in inner.items() if key in (whole.get(entry.key) or whole)}
-                ledger.config(config_file, known, entry.key if entry.key in whole else "")
-    counted = [(part.section if part else "", config, said)]
-    if family.head is heads.SEES:
-        counted.append((SECTION if SECTION in whole else "", config[SECTION], said[SECTION]))
-    for section, given, kept in counted:
-        left = [key for key in KEYS if key in given and key not in kept]
-        why = "as -o predictors=drop asks" if reading.drops_predictors(request) else NOT_STORED
-        ledger.config(config_file, dict.fromkeys(left, ("left", why)), section)
-    ledger.used("class of the model", config_file, "model_type", "architectures")
+    _enter_config(ledger, config_file, whole, config, said, family, part, reading.drops_predictors(request))
     enter_left_out(ledger, folder, weights)
     architecture = architecture_of(facts, config_file)
     arrangement = family.arranged_by(config)
@@ -175,6 +157,40 @@ def read(path: str, request: ReadRequest) -> Description:
         training=(lambda: _training_beside(folder, family, arrangement, architecture)) if beside else None,
         natives=match.natives,
     )
+
+
+def _enter_config(
+    ledger: ledgers.Ledger,
+    file: str,
+    whole: Mapping[str, Any],
+    config: Mapping[str, Any],
+    said: Mapping[str, Any],
+    family: Family,
+    part: Part | None,
+    dropped: bool,
+) -> None:
+    """What became of the keys of a config: `whole` as it is in the file, `config` of the family alone, `said` what was read of that.
+
+    `dropped`: the user wants the layers that predict further tokens left out.
+    """
+    if part:
+        part.enter(ledger, file, whole)
+    else:
+        ledger.config(file, {key: ("used", "") for key in whole if key not in config})  # said in a section
+        ledger.config(file, family.config.fates(said))
+        for entry in family.config.entries if family.head is heads.SEES else ():
+            if isinstance(entry, configs.Nested) and isinstance(said.get(entry.key), dict):
+                inner = Config(entry.key, entry.lines).fates(said[entry.key])
+                known = {key: fate for key, fate in inner.items() if key in (whole.get(entry.key) or whole)}
+                ledger.config(file, known, entry.key if entry.key in whole else "")
+    counted = [(part.section if part else "", config, said)]
+    if family.head is heads.SEES:
+        counted.append((SECTION if SECTION in whole else "", config[SECTION], said[SECTION]))
+    for section, given, kept in counted:
+        left = [key for key in KEYS if key in given and key not in kept]
+        why = "as -o predictors=drop asks" if dropped else NOT_STORED
+        ledger.config(file, dict.fromkeys(left, ("left", why)), section)
+    ledger.used("class of the model", file, "model_type", "architectures")
 
 
 def _fitting(config: dict[str, Any], file: str, folder: str, weights: WeightSet) -> list[str]:
