@@ -76,20 +76,34 @@ class TestEndings:
             yield lambda event: signal.raise_signal(number)
 
         command = ("convert", model, tmp_path / "out", "--to", "toy")
-        # a shell starts what it puts in the background with SIGINT ignored, the test suite too
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        # a shell starts what it puts in the background with SIGINT ignored, and `nohup` with SIGHUP ignored, the test suite too
+        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+        before = {one: signal.signal(one, handler) for one, handler in usual.items()}
         try:
             with monkeypatch.context() as patch:
                 patch.setattr(convert, "progress", impatient)
                 stopped = ckpt(*command)
                 as_json = ckpt(*command, "--json")
         finally:
-            signal.signal(signal.SIGINT, before)
+            for one, handler in before.items():
+                signal.signal(one, handler)
         assert stopped.code == code and "repeat the same command" in stopped.err and "Traceback" not in stopped.err
         assert as_json.code == code and "repeat" in as_json.json["error"]["fix"]
         assert not (tmp_path / "out").exists()
         assert ckpt(*command).code == 0
         assert ckpt("verify", model, tmp_path / "out").code == 0
+
+    def test_a_conversion_under_nohup_outlives_its_terminal(self, ckpt, model, tmp_path, monkeypatch):
+        @contextlib.contextmanager
+        def closed(verb, **_):
+            yield lambda event: signal.raise_signal(signal.SIGHUP)
+
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            monkeypatch.setattr(convert, "progress", closed)
+            assert ckpt("convert", model, tmp_path / "out", "--to", "toy").code == 0
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def test_full_disk_is_one_clear_error(self, ckpt, model, tmp_path):
         ran = ckpt("convert", model, tmp_path / "out", "--to", "toy", "-o", "dst.crash=true")
