@@ -9,14 +9,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ckpt_core import convert, fingerprint
+from ckpt_core.errors import StoreError
 from ckpt_core.receipt.places import RECEIPT
-from ckpt_core.storage.bytes.remote.hub import _copies
+from ckpt_core.storage.bytes.remote.hub import _asked, _copies
 from ckpt_tests.web import COMMIT, Site, serving
 
 REPOSITORY = "someone/tiny-llama"
@@ -139,6 +142,23 @@ def test_the_hubs_refusal_is_one_error(hub) -> None:
     assert "Traceback" not in done.stderr
     done = ckpt({**environment, "HF_HUB_OFFLINE": "1"}, "inspect", f"hf://{REPOSITORY}")
     assert done.returncode == 1 and "unset HF_HUB_OFFLINE" in done.stderr and "local_files_only" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        (GatedRepoError, "accept its terms"),
+        (RevisionNotFoundError, "behind the @ stands a branch"),
+        (RepositoryNotFoundError, "see how its name is spelled"),
+    ],
+)
+def test_each_refusal_of_the_hub_has_its_advice(kind: type[HfHubHTTPError], advice: str) -> None:
+    def refuse(_: object) -> None:
+        raise kind("no", response=mock.Mock(status_code=404, headers={}))
+
+    with pytest.raises(StoreError, match="the hub does not give this repository") as error:
+        _asked("hf://owner/name", refuse)
+    assert advice in str(error.value)
 
 
 @pytest.mark.parametrize(
