@@ -77,8 +77,10 @@ class TestEndings:
 
         command = ("convert", model, tmp_path / "out", "--to", "toy")
         # a shell starts what it puts in the background with SIGINT ignored, and `nohup` with SIGHUP ignored, the test suite too
-        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-        before = {one: signal.signal(one, handler) for one, handler in usual.items()}
+        before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+            signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        }
         try:
             with monkeypatch.context() as patch:
                 patch.setattr(convert, "progress", impatient)
