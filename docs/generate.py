@@ -431,9 +431,10 @@ def wholes() -> str:
 
     rows = []
     for kind, one in WHOLES.items():
-        alone = [BY_TYPE[LANGUAGES[name].family] for name in one.language if LANGUAGES[name].family in BY_TYPE]
+        families = dict.fromkeys(LANGUAGES[name].family for name in one.language)
+        alone = [BY_TYPE[family].class_name for family in families if family in BY_TYPE]
         if alone:
-            rows.append((code(kind), code(one.class_name), ", ".join(code(family.class_name) for family in alone)))
+            rows.append((code(kind), code(one.class_name), ", ".join(map(code, alone))))
     return table(("model_type", "class", "its language model"), rows)
 
 
