@@ -164,3 +164,15 @@ def test_a_source_up_from_a_link_is_the_one_where_it_leads(model: Path, elsewher
     assert fingerprint("link/../model") == fingerprint(model)
     convert("link/../model", "out", to="hf", dtype="fp32", config="link/../model")
     assert fingerprint("out") == fingerprint(model)
+
+
+@pytest.mark.parametrize("given", ["notes.txt/", "notes.txt/.", "missing/../notes.txt", "missing/../folder"])
+def test_overwrite_replaces_no_file_that_is_named_in_a_roundabout_way(model: Path, tmp_path: Path, given: str) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(CkptError, match="the destination exists|is not a checkpoint"):
+            convert(model, f"{tmp_path}/{given}", to="ir", overwrite=overwrite)
+    assert contents(tmp_path) == before
