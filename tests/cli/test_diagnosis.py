@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tomllib
@@ -204,8 +205,18 @@ def test_a_conversion_that_is_not_finished(hf: Path, tmp_path: Path) -> None:
     hf.rename(staging / "out")
     read_checkpoint(staging / "out")  # anybody's folder may have such a name
     (staging / "journal.jsonl").write_text("{}")
-    for path in (tmp_path / "out", staging, staging / "out", next((staging / "out").glob("model-*"))):
+    (tmp_path / "latest").symlink_to("out.ckpt-partial/out")
+    for path in (
+        tmp_path / "out",
+        staging,
+        staging / "out",
+        next((staging / "out").glob("model-*")),
+        tmp_path / "latest",
+    ):
         assert f"repeat the command that writes {tmp_path / 'out'}:" in said(path)
+    (tmp_path / "latest").unlink()
+    with contextlib.chdir(staging / "out"):
+        assert f"repeat the command that writes {tmp_path / 'out'}:" in said(Path("."))
     with pytest.raises(CkptError, match="not finished"):
         read_checkpoint(staging / "out", format="hf")
     assert f"repeat the command that writes {tmp_path / 'out'}:" in said(tmp_path)

@@ -173,6 +173,6 @@ def test_overwrite_replaces_no_file_that_is_named_in_a_roundabout_way(model: Pat
     (tmp_path / "folder" / "notes.txt").write_text("mine")
     before = contents(tmp_path)
     for overwrite in (False, True):
-        with pytest.raises(CkptError, match="the destination exists|is not a checkpoint"):
+        with pytest.raises(CkptError, match=r"the destination exists|is not a checkpoint"):
             convert(model, f"{tmp_path}/{given}", to="ir", overwrite=overwrite)
     assert contents(tmp_path) == before

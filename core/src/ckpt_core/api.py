@@ -84,7 +84,7 @@ T = TypeVar("T")
 def find_format(path: str, name: str | None = None) -> tuple[Plugin, str]:
     """The plugin that reads `path`, and why. Raises if none or several recognise it."""
     check_format(name, "format")
-    if UNFINISHED in os.path.abspath(path):
+    if UNFINISHED in os.path.realpath(path):
         from ckpt_core.diagnosis import check_finished
 
         check_finished(path)

@@ -161,7 +161,7 @@ def check_expanded(path: str) -> None:
 
 def check_finished(path: str) -> None:
     """Raise for a path in the staging folder of a conversion: its files have their size from the start, and nothing in them tells what is not written yet."""
-    place = os.path.abspath(path)
+    place = os.path.realpath(path)  # a link may lead there
     while place != (above := os.path.dirname(place)):
         if _is_staging(place):
             raise _not_finished(path, place)
@@ -179,7 +179,9 @@ def _unfinished_inside(folder: _Folder) -> CkptError | None:
 
 
 def _not_finished(path: str, staging: str) -> CkptError:
-    staging = staging if os.path.isabs(path) else os.path.relpath(staging)
+    near = os.path.relpath(staging)
+    if near.endswith(UNFINISHED) and not os.path.isabs(path):  # it is `..` for who stands in it
+        staging = near
     return CkptError(
         "a conversion to this path is not finished",
         file=path,

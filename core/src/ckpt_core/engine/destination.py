@@ -30,7 +30,7 @@ def check_destination(plan: Plan, destination: str, overwrite: bool) -> None:
 
         Spool(store, destination, plan).check(overwrite)
         return
-    if not os.path.lexists(destination):  # to the system `notes.txt/` and `missing/../notes.txt` are nothing: we write to notes.txt
+    if not os.path.lexists(destination):  # `notes.txt/` and `missing/../notes.txt` are nothing, and we write notes.txt
         destination = absolute(destination)
     real = os.path.realpath(destination)
     # What is not there yet holds nothing, and to follow the links of thousands of files takes time.
