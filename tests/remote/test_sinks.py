@@ -400,6 +400,80 @@ def test_a_log_that_was_lost_costs_no_data(model: Path, bucket: Bucket, spool: P
     assert_clean(bucket, spool)
 
 
+def test_no_tag_of_an_older_source_is_believed_after_two_kills(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path
+) -> None:
+    """The second run made the pieces of parts that the first one had sent, of the source as it is now, and died before it sent them."""
+    source = swapped(model, tmp_path / "source", 5)
+    dies(bucket, "send", 20, True)
+    with pytest.raises(Killed):
+        convert(source, ADDRESS, to="hf")
+    revive(bucket)
+    swapped(model, source, 6)
+    journal = next(spool.glob("*/journal.jsonl"))
+    head, *_ = journal.read_text().splitlines()
+    journal.write_text(json.dumps({**json.loads(head), "boot": "before"}) + "\n")
+    dies(bucket, "send", 1, False)
+    with pytest.raises(Killed):
+        convert(source, ADDRESS, to="hf")
+    revive(bucket)
+    assert len(journal.read_text().splitlines()) > 1
+    convert(source, ADDRESS, to="hf")
+    convert(source, tmp_path / "out", to="hf", sync=False)
+    assert bucket.folder(ADDRESS)["model.safetensors"] == (tmp_path / "out/model.safetensors").read_bytes()
+    assert_clean(bucket, spool)
+
+
+@pytest.mark.parametrize("to", ["hf", "megatron", "nemo"])
+@pytest.mark.parametrize("cut", [0, 100])
+def test_what_neither_the_log_nor_the_store_has_is_made_again(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path, to: str, cut: int
+) -> None:
+    """It was sent and dropped here, and the journal says that it is done."""
+    dies(bucket, "complete", 1, False)
+    with pytest.raises(Killed):
+        convert(model, ADDRESS, to=to)
+    revive(bucket)
+    os.truncate(next(spool.glob("*/parts.jsonl")), cut)
+    bucket.uploads.clear()
+    del bucket.objects[CLAIM]
+    convert(model, ADDRESS, to=to)
+    convert(model, tmp_path / "out", to=to, sync=False)
+    assert ckpt("diff", tmp_path / "out", ADDRESS)[0] == 0
+    assert ckpt("verify", model, ADDRESS)[0] == 0
+    assert_clean(bucket, spool)
+
+
+def test_a_spool_whose_removal_was_cut_off_gives_no_holes(
+    model: Path, bucket: Bucket, spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the input drops everything, and the process is killed while it does."""
+    source = shutil.copytree(model, tmp_path / "source")
+    times = os.stat(source / "model.safetensors")
+
+    def changes(name: str, number: int, after: bool) -> None:
+        if name == "send" and bucket.calls.count("send") > 20:
+            os.utime(source / "model.safetensors", (1e9, 1e9))
+
+    def killed(path: str) -> None:
+        if "send" in bucket.calls:  # and not at the start, when nothing is there
+            raise Killed
+
+    bucket.fault = changes
+    with monkeypatch.context() as patched:
+        patched.setattr("ckpt_core.engine.staging._remove", killed)
+        with pytest.raises(Killed):
+            convert(source, ADDRESS, to="hf")
+    revive(bucket)
+    os.utime(source / "model.safetensors", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not bucket.uploads and not bucket.objects
+    assert len(next(spool.glob("*/journal.jsonl")).read_text().splitlines()) > 1
+    convert(source, ADDRESS, to="hf")
+    convert(source, tmp_path / "out", to="hf", sync=False)
+    assert bucket.folder(ADDRESS)["model.safetensors"] == (tmp_path / "out/model.safetensors").read_bytes()
+    assert_clean(bucket, spool)
+
+
 @pytest.mark.parametrize("theirs", [False, True], ids=["an answer is lost", "another one is faster"])
 def test_a_claim_is_changed_for_uploads_that_are_gone(model: Path, bucket: Bucket, spool: Path, theirs: bool) -> None:
     dies(bucket, "send", 4, False)

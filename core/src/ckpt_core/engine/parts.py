@@ -81,13 +81,15 @@ class Parts:
 
     def of(self, transfer: Transfer) -> set[Place]:
         """The parts that wait for a transfer."""
-        found: set[Place] = set()
-        for path, start, stop in _extents(transfer):
-            found.update(self._between(path, start, stop))
+        found = self.filled(transfer)
         for path, checksum in stored_checksums(transfer):
             for position in checksum.positions:
                 found.update(self._between(path, position, position + 4))
         return found
+
+    def filled(self, transfer: Transfer) -> set[Place]:
+        """The parts that a transfer writes to. Checksums in others are written from the journal, too."""
+        return {place for path, start, stop in _extents(transfer) for place in self._between(path, start, stop)}
 
     def _between(self, path: str, start: int, stop: int) -> Iterator[Place]:
         size = self._sizes[path]

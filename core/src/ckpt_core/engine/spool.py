@@ -67,6 +67,7 @@ class Spool(Staging):
         self._single = files[0].path if plan.target.single_file else None
         self._receipt_at = receipt_beside(self.address) if self._single else f"{self.address}/{RECEIPT}"
         self._log, self._holder_at = os.path.join(self.folder, _LOG), os.path.join(self.folder, _HOLDER)
+        self._beside += [self._log, self._holder_at]  # removed after `out`, whose holes the log tells of
         self._parts = Parts(files, 2 * plan.workers)
         self._waiting: Counter[Place] = Counter()
         head = {name: value for name, value in self.head.items() if name != "boot"}
@@ -199,7 +200,7 @@ class Spool(Staging):
             raise
         if lost:
             for transfer in self._plan.transfers:
-                if transfer.key in self.done and not lost.isdisjoint(self._parts.of(transfer)):
+                if transfer.key in self.done and not lost.isdisjoint(self._parts.filled(transfer)):
                     del self.done[transfer.key]
 
     def _known(self) -> tuple[set[Place], set[Place]]:
@@ -257,13 +258,6 @@ class Spool(Staging):
             if claim is not None and claim["plan"] == self._plan.hash:
                 self._claim.remove()
         super().tidy()
-
-    def remove(self) -> None:
-        """See `Staging`."""
-        for path in (self._log, self._holder_at):
-            with suppress(OSError):
-                os.unlink(path)
-        super().remove()
 
     def discard(self) -> None:
         """Drop everything that was written, here and there."""

@@ -21,7 +21,7 @@ from functools import partial
 from ckpt_core.engine.claim import Claim, Tell, who
 from ckpt_core.engine.parts import Parts, Place
 from ckpt_core.errors import CkptError, StoreError
-from ckpt_core.storage.bytes.files import naming
+from ckpt_core.storage.bytes.files import naming, pwrite_all, written
 from ckpt_core.storage.bytes.remote.ranges import again
 from ckpt_core.storage.bytes.remote.writing import Body, Gone, Part, Taken, WritableStore, Written
 from ckpt_core.storage.bytes.space import drop_space
@@ -64,8 +64,8 @@ class Uploads:
     def open(self, tell: Tell, doubted: Set[Place], kept: Set[Place]) -> set[Place]:
         """Find the uploads of an earlier run of this plan, or begin new ones. Returns the parts that have to be made again.
 
-        Those are parts that the run sent and the store has lost, parts that it sent and nobody knows what of (`doubted`), and those of `kept` of
-        which the store has other bytes than lie here. The journal has the pieces of `kept`, so that nothing else makes them again.
+        Those are parts that the run sent and the store has lost, parts that it sent and nobody knows what of (`doubted`), and those of `kept` that
+        the log lacks, unless the store has the very bytes that lie here. The journal has the pieces of `kept`, so that nothing else makes them again.
         `CkptError` if another conversion goes on here; `tell` gets a sentence if it takes time to find out.
         """
         said = self._claim.read()
@@ -88,17 +88,19 @@ class Uploads:
         self._list()
         logged = self._logged()
         self.sent = {place: tag for place, tag in logged.items() if place not in doubted and self._is_there(place, tag)}
+        self._log_again()
         return (logged.keys() - self.sent.keys()) | self._dropped(kept - logged.keys())
 
     def _dropped(self, places: Iterable[Place]) -> set[Place]:
-        """Those of some parts of which the store has other bytes than lie here: they were sent, and dropped here, and the log lost that."""
-        return {
-            place
-            for place in places
-            if (there := self._there[place.path].get(place.number)) is not None and not self._is_here(place, there)
-        }
+        """Those of some parts that may be holes here: they may have been sent, and dropped here, and the log lost that. What the store has proves
+        that a part lies here whole; of a part that the store lacks nobody knows."""
+        return {place for place in places if place.path not in self._complete and not self._is_here(place)}
 
-    def _is_here(self, place: Place, there: Part) -> bool:
+    def _is_here(self, place: Place) -> bool:
+        """Whether the bytes that lie here are those that the store has."""
+        there = self._there[place.path].get(place.number)
+        if there is None:
+            return False
         start, size = self._parts.extent(place)
         with contextlib.closing(Body(self._place(place.path), start, size)) as body:
             return there == Part(body.md5.hex(), size)
@@ -226,6 +228,13 @@ class Uploads:
             line = memoryview(json.dumps([*place, tag]).encode() + b"\n")
             while line:  # a disk that is all but full takes a part of a line, and the bytes here are dropped when all of it is there
                 line = line[log.write(line) :]
+
+    def _log_again(self) -> None:
+        """Write the log anew, with those lines alone that are believed. A part that is made again may have other bytes now: where this run is killed
+        before it sends them, the next one finds their pieces in the journal, and must not find the tag of the old bytes here."""
+        with naming(self._log), written(self._log, os.O_CREAT | os.O_TRUNC) as log:
+            lines = "".join(json.dumps([*place, tag]) + "\n" for place, tag in self.sent.items())
+            pwrite_all(log, memoryview(lines.encode()), 0)
 
     def _logged(self) -> dict[Place, str]:
         try:
