@@ -111,8 +111,7 @@ class Plan:
             for t in self.tensors
         )
         largest = sorted(buffers, reverse=True)[:together]
-        factors = max((t.assembly.merged.working_bytes for t in self.tensors if t.assembly.merged), default=0)
-        moved = _BUFFERS * sum(largest) + together * factors
+        moved = _BUFFERS * sum(largest) + together * _bytes_to_merge(t.assembly for t in self.tensors)
         return max(self.footprint, _INTERPRETER + moved) if self.apart else self.footprint + moved
 
     @functools.cached_property
@@ -124,6 +123,7 @@ class Plan:
         """The same plan for so many workers, where a process carries out `threads` transfers at a time; `grows`: for those that join later, too."""
         taken, together = (_INTERPRETER, threads) if self.apart else (self.footprint, workers)
         least = _bytes_to_encode(d for one in self.tensors for d in one.deliveries)
+        taken += together * _bytes_to_merge(one.assembly for one in self.tensors)
         needed = 0 if self.limited else taken + together * _BUFFERS * max(_LEAST, least)
         memory = max(self.memory, needed)
         budget = _budget(memory, taken, together, least)
@@ -246,11 +246,12 @@ def make_plan(
     together = 1 if apart else workers
     least = _bytes_to_encode(delivery for one in deliveries.values() for delivery in one)
     limited = memory is not None
+    merging = together * _bytes_to_merge(target.moved.values())
     if memory is None:
-        memory = max(DEFAULT_MEMORY, footprint + together * _BUFFERS * max(_CHUNK, least))
-    budget = _budget(memory, footprint, together, least)
+        memory = max(DEFAULT_MEMORY, footprint + merging + together * _BUFFERS * max(_CHUNK, least))
+    budget = _budget(memory, footprint + merging, together, least)
     if apart:
-        budget = _budget(memory, _INTERPRETER, together, least)  # they hold no plan
+        budget = _budget(memory, _INTERPRETER + merging, together, least)  # they hold no plan
     ledger = source.ledger.with_carried(target.carried) if target.carried else source.ledger
     source = replace(source, files=[*source.files, *_copied_files(source, target)], ledger=ledger)
     tensors = []
@@ -457,6 +458,11 @@ def _bytes_at_once(assembly: LazyParameter, deliveries: Iterable[Write]) -> int:
     """The bytes that a buffer has for each element that is moved: those of its own values, and of the tensors that are written with it."""
     moved = assembly, *others_of(delivery.strand for delivery in deliveries).values()
     return sum(max(4, one.dtype.size) for one in moved)
+
+
+def _bytes_to_merge(assemblies: Iterable[LazyParameter]) -> int:
+    """The bytes that the factors of an adapter take while they are multiplied, for each transfer: as many whatever is moved at a time."""
+    return max((one.merged.working_bytes for one in assemblies if one.merged), default=0)
 
 
 def _bytes_to_encode(deliveries: Iterable[Write]) -> int:
