@@ -205,10 +205,8 @@ class Spool(Staging):
 
     def _known(self) -> tuple[set[Place], set[Place]]:
         """The parts of an earlier run of which the journal lacks a piece, so that nobody knows what was sent of them, and those of which it has one."""
-        doubted, kept = (
-            set(self._parts.copied),
-            set[Place](),
-        )  # no piece tells whether a file that is copied is the one that it was
+        kept: set[Place] = set()
+        doubted = set(self._parts.copied)  # no piece tells whether a file that is copied is the one that it was
         if self.done or os.path.lexists(self._log):
             for transfer in self._plan.transfers:
                 (kept if transfer.key in self.done else doubted).update(self._parts.of(transfer))
